@@ -1,0 +1,458 @@
+//! The catalogue of metrics: every name, unit, label and meaning; the counters behind them.
+//!
+//! Counters are plain atomics, so that `stats` and `/metrics` read the same numbers. Gauges that
+//! somebody else owns (entries, bytes, owed uploads) come in through `Gauges` when asked for.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+    pub fn inc(&self) {
+        self.add(1);
+    }
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that is set.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+const BUCKETS: usize = 128;
+
+/// Durations in buckets a quarter of a power of two wide, from a microsecond up.
+#[derive(Debug)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    sum_us: Counter,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum_us: Counter::default() }
+    }
+}
+
+impl Histogram {
+    pub fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.buckets[Self::bucket(us)].fetch_add(1, Ordering::Relaxed);
+        self.sum_us.add(us);
+    }
+
+    fn bucket(us: u64) -> usize {
+        let us = us.max(1);
+        let power = us.ilog2();
+        let quarter = if power >= 2 { (us >> (power - 2)) & 3 } else { 0 };
+        (power as usize * 4 + usize::try_from(quarter).unwrap_or(0)).min(BUCKETS - 1)
+    }
+
+    /// Upper edge of a bucket.
+    fn edge(bucket: usize) -> Duration {
+        let (power, quarter) = (bucket / 4, bucket % 4);
+        let base = 1_u64 << power.min(62);
+        Duration::from_micros(base + base / 4 * (quarter as u64 + 1))
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The duration that `share` of all recorded ones stay below; zero if there are none.
+    pub fn quantile(&self, share: f64) -> Duration {
+        let total = self.count();
+        if total == 0 {
+            return Duration::ZERO;
+        }
+        let mut left = (total as f64 * share).ceil();
+        for (i, bucket) in self.buckets.iter().enumerate() {
+            left -= bucket.load(Ordering::Relaxed) as f64;
+            if left <= 0.0 {
+                return Self::edge(i);
+            }
+        }
+        Self::edge(BUCKETS - 1)
+    }
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    Go,
+    Kv,
+    Cas,
+    Ac,
+}
+
+impl Protocol {
+    pub const ALL: [Self; 4] = [Self::Go, Self::Kv, Self::Cas, Self::Ac];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Go => "go",
+            Self::Kv => "kv",
+            Self::Cas => "cas",
+            Self::Ac => "ac",
+        }
+    }
+}
+
+/// Names of misses, in the order of `Requests::miss`.
+pub const MISSES: [&str; 6] = ["absent", "fault", "deadline", "breaker", "local", "policy"];
+
+/// Counters of one protocol.
+#[derive(Debug, Default)]
+pub struct Requests {
+    pub gets: Counter,
+    pub puts: Counter,
+    pub hit_memory: Counter,
+    pub hit_disk: Counter,
+    pub hit_native: Counter,
+    pub hit_upstream: Counter,
+    pub coalesced: Counter,
+    pub miss: [Counter; MISSES.len()],
+}
+
+/// Counters of one upstream.
+#[derive(Debug, Default)]
+pub struct Upstream {
+    pub gets: Counter,
+    pub puts: Counter,
+    pub retries: Counter,
+    pub failures: Counter,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    /// Time to the first byte of an answer.
+    pub latency: Histogram,
+    /// Bits a second of the last bodies worth measuring, smoothed.
+    pub bandwidth_bits: Gauge,
+    /// 0 closed, 1 half open, 2 open.
+    pub breaker: Gauge,
+    pub breaker_opened: Counter,
+}
+
+impl Upstream {
+    pub fn state(&self) -> &'static str {
+        match self.breaker.get() {
+            0 => "closed",
+            1 => "half_open",
+            _ => "open",
+        }
+    }
+}
+
+/// Why an owed upload was given up, in the order of `Metrics::dropped`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// Upstream will never take it: too large, or read-only.
+    Refused,
+    /// The entry was evicted or purged before it was sent.
+    Gone,
+    /// Tried for too long.
+    Expired,
+    /// The journal was full.
+    Full,
+    /// Bytes on disk did not match their digest.
+    Corrupt,
+}
+
+impl Dropped {
+    pub const ALL: [Self; 5] =
+        [Self::Refused, Self::Gone, Self::Expired, Self::Full, Self::Corrupt];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Gone => "gone",
+            Self::Expired => "expired",
+            Self::Full => "full",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
+/// All counters of a daemon.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    requests: [Requests; 4],
+    upstreams: RwLock<BTreeMap<Arc<str>, Arc<Upstream>>>,
+    pub evicted_entries: Counter,
+    pub evicted_bytes: Counter,
+    pub corrupt: Counter,
+    pub store_faults: Counter,
+    pub not_stored: Counter,
+    pub uploaded_entries: Counter,
+    pub uploaded_bytes: Counter,
+    pub upload_retries: Counter,
+    pub dropped: [Counter; Dropped::ALL.len()],
+    pub connections: Counter,
+    pub connections_refused: Counter,
+    pub panics: Counter,
+}
+
+impl Metrics {
+    pub fn of(&self, protocol: Protocol) -> &Requests {
+        &self.requests[protocol as usize]
+    }
+
+    pub fn upstream(&self, name: &str) -> Arc<Upstream> {
+        let read = self.upstreams.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = read.get(name) {
+            return found.clone();
+        }
+        drop(read);
+        let mut write = self.upstreams.write().unwrap_or_else(PoisonError::into_inner);
+        write.entry(name.into()).or_default().clone()
+    }
+
+    pub fn upstreams(&self) -> BTreeMap<Arc<str>, Arc<Upstream>> {
+        self.upstreams.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn drop_upload(&self, why: Dropped) {
+        self.dropped[why as usize].inc();
+    }
+}
+
+/// Gauges that others own, read when somebody looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    pub uptime_s: u64,
+    pub memory_entries: u64,
+    pub memory_bytes: u64,
+    pub memory_limit_bytes: u64,
+    pub disk_entries: u64,
+    pub disk_bytes: u64,
+    pub disk_limit_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub owed_entries: u64,
+    pub owed_bytes: u64,
+    pub owed_oldest_s: u64,
+    pub flights: u64,
+    pub tasks: u64,
+}
+
+/// One row of the catalogue.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub labels: &'static str,
+    pub meaning: &'static str,
+}
+
+const fn row(
+    name: &'static str,
+    kind: &'static str,
+    labels: &'static str,
+    meaning: &'static str,
+) -> Row {
+    Row { name, kind, labels, meaning }
+}
+
+/// Every metric there is. The README's table is tested against it.
+pub const CATALOGUE: &[Row] = &[
+    row("larder_uptime_seconds", "gauge", "", "time since the daemon started"),
+    row("larder_gets_total", "counter", "protocol", "lookups"),
+    row("larder_puts_total", "counter", "protocol", "stores"),
+    row("larder_hits_total", "counter", "protocol, source", "lookups answered, by where from"),
+    row("larder_misses_total", "counter", "protocol, why", "lookups not answered, by reason"),
+    row("larder_coalesced_total", "counter", "protocol", "lookups that joined a fetch under way"),
+    row("larder_memory_entries", "gauge", "", "entries in the memory tier"),
+    row("larder_memory_bytes", "gauge", "", "bytes in the memory tier"),
+    row("larder_memory_limit_bytes", "gauge", "", "limit of the memory tier"),
+    row("larder_disk_entries", "gauge", "", "entries on disk"),
+    row("larder_disk_bytes", "gauge", "", "bytes on disk"),
+    row("larder_disk_limit_bytes", "gauge", "", "limit of the disk tier"),
+    row("larder_disk_free_bytes", "gauge", "", "free space of the store's file system"),
+    row("larder_evicted_entries_total", "counter", "", "entries removed for space"),
+    row("larder_evicted_bytes_total", "counter", "", "bytes removed for space"),
+    row("larder_corrupt_total", "counter", "", "entries found damaged, dropped and never served"),
+    row("larder_store_faults_total", "counter", "", "failed reads and writes of the store"),
+    row("larder_not_stored_total", "counter", "", "stores refused for space or by a fault"),
+    row("larder_owed_entries", "gauge", "", "uploads owed"),
+    row("larder_owed_bytes", "gauge", "", "bytes of uploads owed"),
+    row("larder_owed_oldest_seconds", "gauge", "", "age of the oldest owed upload"),
+    row("larder_uploaded_entries_total", "counter", "", "uploads done"),
+    row("larder_uploaded_bytes_total", "counter", "", "bytes uploaded"),
+    row("larder_upload_retries_total", "counter", "", "uploads tried again"),
+    row("larder_uploads_dropped_total", "counter", "reason", "uploads given up"),
+    row("larder_upstream_gets_total", "counter", "upstream", "requests for entries"),
+    row("larder_upstream_puts_total", "counter", "upstream", "requests to store entries"),
+    row("larder_upstream_retries_total", "counter", "upstream", "requests tried again"),
+    row("larder_upstream_failures_total", "counter", "upstream", "requests that failed"),
+    row("larder_upstream_received_bytes_total", "counter", "upstream", "bytes of bodies received"),
+    row("larder_upstream_sent_bytes_total", "counter", "upstream", "bytes of bodies sent"),
+    row("larder_upstream_latency_seconds", "summary", "upstream, quantile", "time to first byte"),
+    row("larder_upstream_breaker_state", "gauge", "upstream", "0 closed, 1 half open, 2 open"),
+    row("larder_upstream_breaker_opened_total", "counter", "upstream", "times the breaker opened"),
+    row("larder_flights", "gauge", "", "fetches under way"),
+    row("larder_connections_total", "counter", "", "connections accepted"),
+    row("larder_connections_refused_total", "counter", "", "connections refused by a limit"),
+    row("larder_tasks", "gauge", "", "tasks alive"),
+    row("larder_panics_total", "counter", "", "tasks that panicked; please report any"),
+];
+
+impl Metrics {
+    /// Everything in Prometheus' text format.
+    pub fn render(&self, gauges: &Gauges) -> String {
+        let mut out = String::with_capacity(8 << 10);
+        for row in CATALOGUE {
+            // Writing into a string does not fail.
+            let _ = writeln!(
+                out,
+                "# HELP {} {}\n# TYPE {} {}",
+                row.name, row.meaning, row.name, row.kind
+            );
+            self.render_row(row.name, gauges, &mut out);
+        }
+        out
+    }
+
+    fn render_row(&self, name: &str, gauges: &Gauges, out: &mut String) {
+        if let Some(value) = self.plain(name, gauges) {
+            let _ = writeln!(out, "{name} {value}");
+        } else if name.starts_with("larder_upstream_") {
+            for (upstream, counters) in self.upstreams() {
+                render_upstream(name, &upstream, &counters, out);
+            }
+        } else if name == "larder_uploads_dropped_total" {
+            for why in Dropped::ALL {
+                let value = self.dropped[why as usize].get();
+                let _ = writeln!(out, "{name}{{reason=\"{}\"}} {value}", why.name());
+            }
+        } else {
+            for protocol in Protocol::ALL {
+                render_protocol(name, protocol.name(), self.of(protocol), out);
+            }
+        }
+    }
+
+    fn plain(&self, name: &str, g: &Gauges) -> Option<u64> {
+        Some(match name {
+            "larder_uptime_seconds" => g.uptime_s,
+            "larder_memory_entries" => g.memory_entries,
+            "larder_memory_bytes" => g.memory_bytes,
+            "larder_memory_limit_bytes" => g.memory_limit_bytes,
+            "larder_disk_entries" => g.disk_entries,
+            "larder_disk_bytes" => g.disk_bytes,
+            "larder_disk_limit_bytes" => g.disk_limit_bytes,
+            "larder_disk_free_bytes" => g.disk_free_bytes,
+            "larder_owed_entries" => g.owed_entries,
+            "larder_owed_bytes" => g.owed_bytes,
+            "larder_owed_oldest_seconds" => g.owed_oldest_s,
+            "larder_flights" => g.flights,
+            "larder_tasks" => g.tasks,
+            "larder_evicted_entries_total" => self.evicted_entries.get(),
+            "larder_evicted_bytes_total" => self.evicted_bytes.get(),
+            "larder_corrupt_total" => self.corrupt.get(),
+            "larder_store_faults_total" => self.store_faults.get(),
+            "larder_not_stored_total" => self.not_stored.get(),
+            "larder_uploaded_entries_total" => self.uploaded_entries.get(),
+            "larder_uploaded_bytes_total" => self.uploaded_bytes.get(),
+            "larder_upload_retries_total" => self.upload_retries.get(),
+            "larder_connections_total" => self.connections.get(),
+            "larder_connections_refused_total" => self.connections_refused.get(),
+            "larder_panics_total" => self.panics.get(),
+            _ => return None,
+        })
+    }
+}
+
+fn render_protocol(name: &str, protocol: &str, r: &Requests, out: &mut String) {
+    let mut line = |labels: &str, value: u64| {
+        let _ = writeln!(out, "{name}{{protocol=\"{protocol}\"{labels}}} {value}");
+    };
+    match name {
+        "larder_gets_total" => line("", r.gets.get()),
+        "larder_puts_total" => line("", r.puts.get()),
+        "larder_coalesced_total" => line("", r.coalesced.get()),
+        "larder_hits_total" => {
+            line(",source=\"memory\"", r.hit_memory.get());
+            line(",source=\"disk\"", r.hit_disk.get());
+            line(",source=\"native\"", r.hit_native.get());
+            line(",source=\"upstream\"", r.hit_upstream.get());
+        }
+        _ => {
+            for (why, counter) in MISSES.iter().zip(&r.miss) {
+                line(&format!(",why=\"{why}\""), counter.get());
+            }
+        }
+    }
+}
+
+fn render_upstream(name: &str, upstream: &str, u: &Upstream, out: &mut String) {
+    let value = match name {
+        "larder_upstream_gets_total" => u.gets.get(),
+        "larder_upstream_puts_total" => u.puts.get(),
+        "larder_upstream_retries_total" => u.retries.get(),
+        "larder_upstream_failures_total" => u.failures.get(),
+        "larder_upstream_received_bytes_total" => u.bytes_in.get(),
+        "larder_upstream_sent_bytes_total" => u.bytes_out.get(),
+        "larder_upstream_breaker_state" => u.breaker.get(),
+        "larder_upstream_breaker_opened_total" => u.breaker_opened.get(),
+        _ => {
+            for share in [0.5, 0.99] {
+                let seconds = u.latency.quantile(share).as_secs_f64();
+                let _ = writeln!(
+                    out,
+                    "{name}{{upstream=\"{upstream}\",quantile=\"{share}\"}} {seconds}"
+                );
+            }
+            let sum = Duration::from_micros(u.latency.sum_us.get()).as_secs_f64();
+            let _ = writeln!(out, "{name}_sum{{upstream=\"{upstream}\"}} {sum}");
+            let _ = writeln!(out, "{name}_count{{upstream=\"{upstream}\"}} {}", u.latency.count());
+            return;
+        }
+    };
+    let _ = writeln!(out, "{name}{{upstream=\"{upstream}\"}} {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_within_a_bucket_of_the_truth() {
+        let histogram = Histogram::default();
+        for ms in 1..=1000 {
+            histogram.record(Duration::from_millis(ms));
+        }
+        let p50 = histogram.quantile(0.5).as_secs_f64();
+        let p99 = histogram.quantile(0.99).as_secs_f64();
+        assert!((0.45..0.65).contains(&p50), "{p50}");
+        assert!((0.9..1.25).contains(&p99), "{p99}");
+    }
+
+    #[test]
+    fn every_row_of_the_catalogue_is_rendered() {
+        let metrics = Metrics::default();
+        metrics.upstream("central").gets.inc();
+        let text = metrics.render(&Gauges::default());
+        for row in CATALOGUE {
+            let shown = text.lines().filter(|l| !l.starts_with('#') && l.starts_with(row.name));
+            assert!(shown.count() > 0, "{} has no value", row.name);
+        }
+        assert!(text.contains("larder_upstream_gets_total{upstream=\"central\"} 1"));
+    }
+}
