@@ -1,0 +1,199 @@
+//! Bodies as files: staging under a temporary name, hashing while writing, placing by digest,
+//! streaming out. Used by the daemon and, for Go's outputs, by the helper's process.
+//!
+//! A file is never written in place: readers hold paths and maps of it.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::entry::body::Source;
+use crate::entry::{BodyError, Chunks, Digest, Hasher};
+use crate::store::layout::{Layout, stamp};
+use crate::store::record::Stamp;
+use crate::tasks::Tasks;
+
+/// Pieces in which a file is streamed: large enough that a piece costs more than asking for it.
+const PIECE: u64 = 512 << 10;
+
+static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+
+/// A body on its way to disk. Dropping it discards what was written.
+#[derive(Debug)]
+pub struct Staged {
+    layout: Layout,
+    hasher: Hasher,
+    /// Bytes so far, until they are more than `inline_max`.
+    held: Vec<u8>,
+    inline_max: usize,
+    file: Option<(TempPath, Arc<File>)>,
+}
+
+/// A temporary name; the file behind it goes when this is dropped.
+#[derive(Debug)]
+struct TempPath(PathBuf);
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        // Already placed, or gone with the directory: both are fine.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A complete body, hashed, not placed yet.
+#[derive(Debug)]
+pub struct Finished {
+    pub digest: Digest,
+    pub size: u64,
+    bytes: Vec<u8>,
+    file: Option<(TempPath, Arc<File>)>,
+}
+
+impl Staged {
+    /// Bodies up to `inline_max` bytes stay in memory until they are placed.
+    pub fn new(layout: &Layout, inline_max: usize) -> Self {
+        Self {
+            layout: layout.clone(),
+            hasher: Hasher::default(),
+            held: Vec::new(),
+            inline_max,
+            file: None,
+        }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.write_unhashed(bytes)
+    }
+
+    /// Writes bytes that somebody else hashes; `finish_hashed` takes the result.
+    pub fn write_unhashed(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.file.is_none() {
+            if self.held.len() + bytes.len() <= self.inline_max {
+                self.held.extend_from_slice(bytes);
+                return Ok(());
+            }
+            let (path, file) = create_temp(&self.layout)?;
+            (&*file).write_all(&std::mem::take(&mut self.held))?;
+            self.file = Some((path, file));
+        }
+        match &self.file {
+            Some((_, file)) => (&**file).write_all(bytes),
+            None => Ok(()),
+        }
+    }
+
+    pub const fn len(&self) -> u64 {
+        self.hasher.len()
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The file being written, for those who read along. None while the body is held in memory.
+    pub fn file(&self) -> Option<Arc<File>> {
+        self.file.as_ref().map(|(_, file)| file.clone())
+    }
+
+    pub fn finish(self) -> Finished {
+        let size = self.hasher.len();
+        let digest = self.hasher.clone().finish();
+        self.finish_hashed(digest, size)
+    }
+
+    pub fn finish_hashed(self, digest: Digest, size: u64) -> Finished {
+        Finished { digest, size, bytes: self.held, file: self.file }
+    }
+}
+
+impl Finished {
+    /// The body, if it was small enough to be held in memory.
+    pub fn inline(&self) -> Option<&[u8]> {
+        self.file.is_none().then_some(&self.bytes)
+    }
+
+    pub fn into_inline(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Puts the body in place under its digest. The path is complete when it appears.
+    pub fn place(&mut self, layout: &Layout, boot: u64) -> io::Result<(PathBuf, Stamp)> {
+        let target = layout.file(&self.digest);
+        let (temp, file) = match self.file.take() {
+            Some(staged) => staged,
+            None => {
+                let (path, file) = create_temp(layout)?;
+                (&*file).write_all(&self.bytes)?;
+                (path, file)
+            }
+        };
+        std::fs::rename(&temp.0, &target)?;
+        Ok((target, stamp(&file.metadata()?, boot)))
+    }
+}
+
+fn create_temp(layout: &Layout) -> io::Result<(TempPath, Arc<File>)> {
+    let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed);
+    let path = layout.tmp().join(format!("{}-{name}", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o444).open(&path)?;
+    Ok((TempPath(path), Arc::new(file)))
+}
+
+/// Hashes a whole file.
+pub fn hash(path: &Path) -> io::Result<(Digest, u64)> {
+    let mut file = File::open(path)?;
+    let mut hasher = Hasher::default();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece)? {
+            0 => break,
+            n => hasher.update(&piece[..n]),
+        }
+    }
+    let size = hasher.len();
+    Ok((hasher.finish(), size))
+}
+
+/// A file as the source of a body.
+#[derive(Debug, Clone)]
+pub struct FileSource {
+    pub file: Arc<File>,
+    pub tasks: Tasks,
+}
+
+impl Source for FileSource {
+    fn stream(&self, range: Range<u64>) -> Chunks {
+        let state = (self.file.clone(), self.tasks.clone(), range);
+        Box::pin(futures_util::stream::try_unfold(state, |(file, tasks, range)| async move {
+            if range.start >= range.end {
+                return Ok(None);
+            }
+            let len = (range.end - range.start).min(PIECE);
+            let source = file.clone();
+            let at = range.start;
+            let piece = tasks
+                .blocking("read file", move || read_piece(&source, at, len))
+                .await
+                .unwrap_or_else(|| Err(BodyError::Broken("reading panicked".into())))?;
+            Ok(Some((piece, (file, tasks, at + len..range.end))))
+        }))
+    }
+}
+
+fn read_piece(file: &File, at: u64, len: u64) -> Result<Bytes, BodyError> {
+    let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
+    match file.read_exact_at(&mut piece, at) {
+        Ok(()) => Ok(piece.into()),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(BodyError::Truncated { got: at })
+        }
+        Err(error) => Err(BodyError::Broken(error.to_string())),
+    }
+}

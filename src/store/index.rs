@@ -1,0 +1,427 @@
+//! The index: LMDB tables from keys to rows, owed uploads, realms, and how far segments are covered.
+//!
+//! One process writes, in `commit`; any process on the machine reads without a hop. What is not
+//! committed yet is not seen here: the overlay in `tail` holds it.
+//!
+//! Tables: `entries` key → row; `owed` number → owed upload; `owed_keys` key in its realm → number;
+//! `realms` id → text; `segments` number → last touch; `meta` name → value.
+
+use std::io;
+use std::ops::Bound;
+use std::path::Path;
+
+use heed::types::Bytes;
+use heed::{Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+
+use crate::entry::{Key, Kind, RealmId};
+use crate::store::record::{Cursor, Place, Row};
+use crate::store::segment::Position;
+
+/// Address space reserved for the index; the file grows only as it is used.
+#[cfg(target_pointer_width = "64")]
+const MAP_SIZE: usize = 64 << 30;
+#[cfg(not(target_pointer_width = "64"))]
+const MAP_SIZE: usize = 1 << 30;
+
+/// Helpers that read at the same time; a slot costs 64 bytes.
+const READERS_MAX: u32 = 2048;
+
+type Table = Database<Bytes, Bytes>;
+
+/// An upload that is owed to a realm's upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owed {
+    pub realm: RealmId,
+    pub key: Key,
+    pub size: u64,
+    /// Seconds since 1970.
+    pub since: u32,
+}
+
+impl Owed {
+    /// What makes two owed uploads the same: the key, in the realm that it is owed to.
+    pub fn identity(&self) -> Vec<u8> {
+        let mut bytes = self.key.encode();
+        bytes[1..17].copy_from_slice(&self.realm.0);
+        bytes
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.realm.0.to_vec();
+        out.extend_from_slice(&self.size.to_le_bytes());
+        out.extend_from_slice(&self.since.to_le_bytes());
+        out.extend_from_slice(&self.key.encode());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut cursor = Cursor(bytes);
+        let realm = RealmId(cursor.take()?);
+        let size = cursor.u64()?;
+        let since = cursor.u32()?;
+        Some(Self { realm, size, since, key: Key::decode(cursor.0)? })
+    }
+}
+
+/// A change of the index. Applied in the order in which it was made.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Put {
+        key: Vec<u8>,
+        row: Row,
+    },
+    /// With a position: only if the entry is still there.
+    Remove {
+        key: Vec<u8>,
+        at: Option<Position>,
+    },
+    Owe {
+        number: u64,
+        owed: Owed,
+    },
+    Settle {
+        number: u64,
+    },
+    Realm {
+        id: RealmId,
+        text: String,
+    },
+    SegmentTouched {
+        segment: u32,
+        at: u32,
+    },
+    SegmentGone {
+        segment: u32,
+    },
+}
+
+/// What a commit covers besides its operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Covered {
+    /// Records before this position are in the index.
+    pub position: Position,
+    /// The number that the next owed upload gets.
+    pub next_number: u64,
+    pub owed_bytes: u64,
+    /// Bytes of all files (segments are counted by their own sizes).
+    pub file_bytes: u64,
+    /// The last stop was orderly.
+    pub clean: bool,
+}
+
+impl Covered {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(33);
+        out.extend_from_slice(&self.position.segment.to_le_bytes());
+        out.extend_from_slice(&self.position.offset.to_le_bytes());
+        for n in [self.next_number, self.owed_bytes, self.file_bytes] {
+            out.extend_from_slice(&n.to_le_bytes());
+        }
+        out.push(u8::from(self.clean));
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut cursor = Cursor(bytes);
+        Some(Self {
+            position: Position { segment: cursor.u32()?, offset: cursor.u32()? },
+            next_number: cursor.u64()?,
+            owed_bytes: cursor.u64()?,
+            file_bytes: cursor.u64()?,
+            clean: cursor.u8()? != 0,
+        })
+    }
+}
+
+const COVERED: &[u8] = b"covered";
+
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("index: {0}")]
+    Lmdb(#[from] heed::Error),
+    #[error("index: {0}")]
+    Io(#[from] io::Error),
+    #[error("the index is not there yet")]
+    Missing,
+}
+
+impl IndexError {
+    /// Whether the index itself is damaged, so that it must be built again from the segments.
+    pub const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Lmdb(heed::Error::Mdb(
+                heed::MdbError::Corrupted
+                    | heed::MdbError::Invalid
+                    | heed::MdbError::PageNotFound
+                    | heed::MdbError::VersionMismatch
+                    | heed::MdbError::Panic
+            ))
+        )
+    }
+}
+
+/// The open index.
+#[derive(Clone)]
+pub struct Index {
+    env: Env<WithoutTls>,
+    entries: Table,
+    owed: Table,
+    owed_keys: Table,
+    realms: Table,
+    segments: Table,
+    meta: Table,
+}
+
+impl Index {
+    /// Opens for writing, making what is not there.
+    pub fn open(dir: &Path) -> Result<Self, IndexError> {
+        std::fs::create_dir_all(dir)?;
+        let env = open_env(dir, EnvFlags::empty())?;
+        // Slots of helpers that were killed would keep old pages from being used again.
+        env.clear_stale_readers()?;
+        let mut txn = env.write_txn()?;
+        let mut table = |name| env.create_database(&mut txn, Some(name));
+        let index = Self {
+            entries: table("entries")?,
+            owed: table("owed")?,
+            owed_keys: table("owed_keys")?,
+            realms: table("realms")?,
+            segments: table("segments")?,
+            meta: table("meta")?,
+            env: env.clone(),
+        };
+        txn.commit()?;
+        Ok(index)
+    }
+
+    /// Opens for reading, from a process that is not the daemon.
+    pub fn open_to_read(dir: &Path) -> Result<Self, IndexError> {
+        if !dir.join("data.mdb").exists() {
+            return Err(IndexError::Missing);
+        }
+        let env = open_env(dir, EnvFlags::READ_ONLY)?;
+        let txn = env.read_txn()?;
+        let table = |name| env.open_database(&txn, Some(name))?.ok_or(IndexError::Missing);
+        let index = Self {
+            entries: table("entries")?,
+            owed: table("owed")?,
+            owed_keys: table("owed_keys")?,
+            realms: table("realms")?,
+            segments: table("segments")?,
+            meta: table("meta")?,
+            env: env.clone(),
+        };
+        txn.commit()?;
+        Ok(index)
+    }
+
+    pub fn read(&self) -> Result<Reading<'_>, IndexError> {
+        Ok(Reading { index: self, txn: self.env.read_txn()? })
+    }
+
+    /// Applies the operations and what they cover, durably when this returns.
+    pub fn commit(&self, ops: &[Op], covered: &Covered) -> Result<(), IndexError> {
+        let mut txn = self.env.write_txn()?;
+        for op in ops {
+            self.apply(&mut txn, op)?;
+        }
+        self.meta.put(&mut txn, COVERED, &covered.encode())?;
+        txn.commit()?;
+        Ok(())
+    }
+
+    fn apply(&self, txn: &mut RwTxn<'_>, op: &Op) -> Result<(), IndexError> {
+        match op {
+            Op::Put { key, row } => self.entries.put(txn, key, &row.encode())?,
+            Op::Remove { key, at } => {
+                let there = self.entries.get(txn, key)?.and_then(Row::decode);
+                if at.is_none_or(|at| there.is_none_or(|row| row.at == at)) {
+                    self.entries.delete(txn, key)?;
+                }
+            }
+            Op::Owe { number, owed } => self.owe(txn, *number, owed)?,
+            Op::Settle { number } => self.settle(txn, *number)?,
+            Op::Realm { id, text } => self.realms.put(txn, &id.0, text.as_bytes())?,
+            Op::SegmentTouched { segment, at } => {
+                self.segments.put(txn, &segment.to_be_bytes(), &at.to_le_bytes())?;
+            }
+            Op::SegmentGone { segment } => {
+                self.segments.delete(txn, &segment.to_be_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A newer upload of the same key takes the place of an older one.
+    fn owe(&self, txn: &mut RwTxn<'_>, number: u64, owed: &Owed) -> Result<(), IndexError> {
+        let identity = owed.identity();
+        let older = self.owed_keys.get(txn, &identity)?.map(<[u8]>::to_vec);
+        if let Some(older) = older {
+            self.owed.delete(txn, &older)?;
+        }
+        self.owed.put(txn, &number.to_be_bytes(), &owed.encode())?;
+        self.owed_keys.put(txn, &identity, &number.to_be_bytes())?;
+        Ok(())
+    }
+
+    fn settle(&self, txn: &mut RwTxn<'_>, number: u64) -> Result<(), IndexError> {
+        let number = number.to_be_bytes();
+        let Some(owed) = self.owed.get(txn, &number)?.and_then(Owed::decode) else {
+            return Ok(());
+        };
+        let identity = owed.identity();
+        self.owed.delete(txn, &number)?;
+        if self.owed_keys.get(txn, &identity)? == Some(&number) {
+            self.owed_keys.delete(txn, &identity)?;
+        }
+        Ok(())
+    }
+
+    /// Drops every slot of a reader that no longer lives.
+    pub fn clear_stale_readers(&self) {
+        // Failing leaves the slots to the next attempt.
+        let _ = self.env.clear_stale_readers();
+    }
+
+    pub fn disk_bytes(&self) -> u64 {
+        self.env.real_disk_size().unwrap_or(0)
+    }
+}
+
+#[expect(unsafe_code, reason = "LMDB maps its file; the store's lock keeps other writers out")]
+fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, heed::Error> {
+    let mut options = EnvOpenOptions::new().read_txn_without_tls();
+    options.map_size(MAP_SIZE).max_dbs(8).max_readers(READERS_MAX);
+    // SAFETY: the file is changed by LMDB alone: the directory is ours, mode 0700, on a local file
+    // system (checked when the store is opened), and one daemon holds the store's lock.
+    unsafe { options.flags(flags).open(dir) }
+}
+
+/// A consistent view of the index.
+pub struct Reading<'a> {
+    index: &'a Index,
+    txn: RoTxn<'a, WithoutTls>,
+}
+
+impl Reading<'_> {
+    pub fn row(&self, key: &[u8]) -> Result<Option<Row>, IndexError> {
+        Ok(self.index.entries.get(&self.txn, key)?.and_then(Row::decode))
+    }
+
+    pub fn covered(&self) -> Result<Option<Covered>, IndexError> {
+        Ok(self.index.meta.get(&self.txn, COVERED)?.and_then(Covered::decode))
+    }
+
+    pub fn entries(&self) -> Result<u64, IndexError> {
+        Ok(self.index.entries.len(&self.txn)?)
+    }
+
+    pub fn owed_entries(&self) -> Result<u64, IndexError> {
+        Ok(self.index.owed.len(&self.txn)?)
+    }
+
+    /// The oldest owed uploads from `number` on.
+    pub fn owed(&self, number: u64, most: usize) -> Result<Vec<(u64, Owed)>, IndexError> {
+        let from = number.to_be_bytes();
+        let mut out = Vec::new();
+        for item in self
+            .index
+            .owed
+            .range(&self.txn, &(Bound::Included(&from[..]), Bound::Unbounded))?
+            .take(most)
+        {
+            let (number, owed) = item?;
+            if let (Ok(number), Some(owed)) = (number.try_into(), Owed::decode(owed)) {
+                out.push((u64::from_be_bytes(number), owed));
+            }
+        }
+        Ok(out)
+    }
+
+    pub fn owed_number(&self, identity: &[u8]) -> Result<Option<u64>, IndexError> {
+        let number = self.index.owed_keys.get(&self.txn, identity)?;
+        Ok(number.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes))
+    }
+
+    pub fn realms(&self) -> Result<Vec<(RealmId, String)>, IndexError> {
+        let mut out = Vec::new();
+        for item in self.index.realms.iter(&self.txn)? {
+            let (id, text) = item?;
+            if let (Ok(id), Ok(text)) = (id.try_into(), std::str::from_utf8(text)) {
+                out.push((RealmId(id), text.to_owned()));
+            }
+        }
+        Ok(out)
+    }
+
+    /// When each segment was last used, as far as it was noted.
+    pub fn segments(&self) -> Result<Vec<(u32, u32)>, IndexError> {
+        let mut out = Vec::new();
+        for item in self.index.segments.iter(&self.txn)? {
+            let (segment, at) = item?;
+            if let (Ok(segment), Ok(at)) = (segment.try_into(), at.try_into()) {
+                out.push((u32::from_be_bytes(segment), u32::from_le_bytes(at)));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Visits entries in key order from `from` on until the visitor says stop.
+    pub fn visit(
+        &self,
+        from: &[u8],
+        mut visit: impl FnMut(&[u8], Row) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        for item in
+            self.index.entries.range(&self.txn, &(Bound::Included(from), Bound::Unbounded))?
+        {
+            let (key, row) = item?;
+            if let Some(row) = Row::decode(row)
+                && visit(key, row).is_break()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Up to `most` files, beginning at a place in the key space that `seed` chooses.
+    pub fn sample_files(
+        &self,
+        seed: [u8; 32],
+        most: usize,
+    ) -> Result<Vec<(Vec<u8>, Row)>, IndexError> {
+        let mut out = Vec::with_capacity(most);
+        let mut looked = 0;
+        let mut collect = |key: &[u8], row: Row| {
+            if key[0] != Kind::Content as u8 {
+                return std::ops::ControlFlow::Break(());
+            }
+            looked += 1;
+            if row.place == Place::File {
+                out.push((key.to_vec(), row));
+            }
+            let enough = out.len() >= most || looked >= most * 64;
+            if enough {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
+        };
+        self.visit(&Key::content(crate::entry::Digest(seed)).encode(), &mut collect)?;
+        if out.len() < most {
+            self.visit(&Key::content(crate::entry::Digest([0; 32])).encode(), |key, row| {
+                if out.len() >= most || key[0] != Kind::Content as u8 || looked >= most * 128 {
+                    return std::ops::ControlFlow::Break(());
+                }
+                looked += 1;
+                if row.place == Place::File && !out.iter().any(|(seen, _)| seen == key) {
+                    out.push((key.to_vec(), row));
+                }
+                std::ops::ControlFlow::Continue(())
+            })?;
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,237 @@
+//! The store's directory: names, the lock, the format's version, who may own it, and which file
+//! systems can hold it.
+//!
+//! ```text
+//! format      version of everything below
+//! lock        held by the one daemon; its process number inside
+//! nonce       random text: whoever reads the same sees the same store
+//! index/      LMDB            segments/   records          files/ab/…  bodies, by digest
+//! tmp/        what is being written; emptied at start      spool/      helpers' puts without a daemon
+//! ```
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::entry::Digest;
+use crate::store::record::Stamp;
+
+const FORMAT: &str = "larder store 1\n";
+
+/// Why a store cannot be opened. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    #[error(
+        "store {dir}: {source}; check the path, its permissions and free space, or name another with --store"
+    )]
+    Io { dir: PathBuf, source: io::Error },
+    #[error(
+        "store {dir} is in use by another larder (process {pid}); stop it with `larder stop`, or name another store with --store"
+    )]
+    InUse { dir: PathBuf, pid: String },
+    #[error("store {dir} belongs to user {owner}, not to {uid}; name another with --store")]
+    NotOurs { dir: PathBuf, owner: u32, uid: u32 },
+    #[error(
+        "store {dir} was written by another version (`{found}`); move it aside or name another with --store"
+    )]
+    Format { dir: PathBuf, found: String },
+    #[error(
+        "store {dir} is on {kind}, which cannot hold the index safely; name a local directory with --store"
+    )]
+    FileSystem { dir: PathBuf, kind: &'static str },
+}
+
+/// Paths within a store.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub dir: PathBuf,
+}
+
+impl Layout {
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+    pub fn index(&self) -> PathBuf {
+        self.dir.join("index")
+    }
+    pub fn segments(&self) -> PathBuf {
+        self.dir.join("segments")
+    }
+    pub fn files(&self) -> PathBuf {
+        self.dir.join("files")
+    }
+    pub fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+    pub fn spool(&self) -> PathBuf {
+        self.dir.join("spool")
+    }
+    pub fn nonce(&self) -> PathBuf {
+        self.dir.join("nonce")
+    }
+
+    /// Where the body with this digest is, a pure function of the digest, without an extension.
+    pub fn file(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.to_string();
+        let mut path = self.dir.join("files");
+        path.push(&hex[..2]);
+        path.push(&hex[2..]);
+        path
+    }
+
+    /// Makes or checks the directory and takes the lock. The lock lives as long as the file.
+    pub fn open(&self) -> Result<File, LayoutError> {
+        let io = |source| LayoutError::Io { dir: self.dir.clone(), source };
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&self.dir).map_err(io)?;
+        self.check_owner()?;
+        check_file_system(&self.dir)?;
+        let lock = self.lock()?;
+        self.check_format()?;
+        for dir in [self.index(), self.segments(), self.files(), self.spool()] {
+            builder.create(dir).map_err(io)?;
+        }
+        for first in 0..=255_u8 {
+            builder.create(self.files().join(format!("{first:02x}"))).map_err(io)?;
+        }
+        // What was being written when the last daemon stopped was never acknowledged.
+        match std::fs::remove_dir_all(self.tmp()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+            _ => builder.create(self.tmp()).map_err(io)?,
+        }
+        Ok(lock)
+    }
+
+    fn check_owner(&self) -> Result<(), LayoutError> {
+        let io = |source| LayoutError::Io { dir: self.dir.clone(), source };
+        let meta = std::fs::metadata(&self.dir).map_err(io)?;
+        let uid = rustix::process::geteuid().as_raw();
+        if meta.uid() != uid {
+            return Err(LayoutError::NotOurs { dir: self.dir.clone(), owner: meta.uid(), uid });
+        }
+        if meta.permissions().mode() & 0o077 != 0 {
+            let private = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(&self.dir, private).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<File, LayoutError> {
+        let io = |source| LayoutError::Io { dir: self.dir.clone(), source };
+        let path = self.dir.join("lock");
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        if rustix::fs::flock(&file, how).is_err() {
+            let mut pid = String::new();
+            // Only for the message.
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
+            return Err(LayoutError::InUse { dir: self.dir.clone(), pid });
+        }
+        file.set_len(0).map_err(io)?;
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        Ok(file)
+    }
+
+    fn check_format(&self) -> Result<(), LayoutError> {
+        let io = |source| LayoutError::Io { dir: self.dir.clone(), source };
+        let path = self.dir.join("format");
+        match std::fs::read_to_string(&path) {
+            Ok(text) if text == FORMAT => Ok(()),
+            Ok(text) => {
+                let found = text.chars().take(40).collect::<String>().trim().to_owned();
+                Err(LayoutError::Format { dir: self.dir.clone(), found })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut noise = [0; 32];
+                File::open("/dev/urandom")
+                    .and_then(|mut f| f.read_exact(&mut noise))
+                    .map_err(io)?;
+                std::fs::write(self.nonce(), Digest(noise).to_string()).map_err(io)?;
+                std::fs::write(path, FORMAT).map_err(io)
+            }
+            Err(error) => Err(io(error)),
+        }
+    }
+}
+
+/// File systems on which shared memory maps of one file are not one file.
+#[cfg(target_os = "linux")]
+fn check_file_system(dir: &Path) -> Result<(), LayoutError> {
+    let io = |source| LayoutError::Io { dir: dir.to_owned(), source };
+    let kind = match rustix::fs::statfs(dir).map_err(|e| io(e.into()))?.f_type {
+        0x6969 => "NFS",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "Ceph",
+        0x6573_5546 => "FUSE",
+        _ => return Ok(()),
+    };
+    Err(LayoutError::FileSystem { dir: dir.to_owned(), kind })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn check_file_system(_dir: &Path) -> Result<(), LayoutError> {
+    Ok(())
+}
+
+/// This boot of the machine, as a number that another boot does not share.
+pub fn boot() -> u64 {
+    let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digest = Digest::of(&id);
+    u64::from_le_bytes(digest.0[..8].try_into().expect("a digest has 32 bytes"))
+}
+
+/// The stamp of a file as it is now.
+pub fn stamp(meta: &std::fs::Metadata, boot: u64) -> Stamp {
+    let nanos = |seconds: i64, nanos: i64| {
+        seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos).cast_unsigned()
+    };
+    Stamp {
+        inode: meta.ino(),
+        mtime: nanos(meta.mtime(), meta.mtime_nsec()),
+        ctime: nanos(meta.ctime(), meta.ctime_nsec()),
+        boot,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_the_store_is_told_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&dir.path().join("store"));
+        let held = layout.open().unwrap();
+        let text = layout.open().unwrap_err().to_string();
+        assert!(text.contains(&std::process::id().to_string()), "{text}");
+        assert!(text.contains("larder stop"), "{text}");
+        drop(held);
+        layout.open().unwrap();
+    }
+
+    #[test]
+    fn a_store_of_another_version_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("format"), "larder store 9\n").unwrap();
+        let error = Layout::new(dir.path()).open().unwrap_err();
+        assert!(matches!(error, LayoutError::Format { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_path_has_no_extension_and_follows_from_the_digest() {
+        let path = Layout::new(Path::new("/s")).file(&Digest::EMPTY);
+        assert!(path.starts_with("/s/files/e3/"));
+        assert_eq!(path.extension(), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! Opening the index: replaying what was appended after its last commit, and building it anew from
+//! the segments where it is damaged or gone.
+
+use std::fs::File;
+use std::io;
+
+use crate::entry::{Key, RealmId};
+use crate::store::index::{Covered, Index, IndexError, Op, Owed};
+use crate::store::layout::Layout;
+use crate::store::record::{EntryMeta, Place, Stamp};
+use crate::store::segment::{self, Position, Record, Tag};
+use crate::store::{row_of, seconds};
+use crate::units::Clock;
+
+/// Operations in one commit of a replay.
+const BATCH: usize = 20_000;
+
+pub(super) struct Replayed {
+    pub index: Index,
+    pub covered: Covered,
+    pub owed_entries: u64,
+    pub was_clean: bool,
+}
+
+/// Opens the index and brings it up to the end of the log.
+pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, IndexError> {
+    let index = match Index::open(&layout.index()) {
+        Err(error) if error.is_damage() => {
+            tracing::warn!(%error, "store: the index is damaged and is built again from the segments");
+            set_aside(layout)?;
+            Index::open(&layout.index())?
+        }
+        other => other?,
+    };
+    let before = index.read()?.covered()?;
+    let was_clean = before.is_none_or(|covered| covered.clean);
+    let mut replay = Replay {
+        layout,
+        index: &index,
+        ops: Vec::new(),
+        covered: before.unwrap_or_default(),
+        now: seconds(clock.now()),
+        records: 0,
+        skipped: 0,
+    };
+    replay.run()?;
+    if replay.records > 0 || replay.skipped > 0 {
+        tracing::info!(
+            records = replay.records,
+            skipped_bytes = replay.skipped,
+            "store: replayed what the last process had not committed"
+        );
+    }
+    let covered = replay.covered;
+    let owed_entries = index.read()?.owed_entries()?;
+    Ok(Replayed { index, covered, owed_entries, was_clean })
+}
+
+fn set_aside(layout: &Layout) -> io::Result<()> {
+    let aside = layout.dir.join("index.damaged");
+    if let Err(error) = std::fs::remove_dir_all(&aside)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    std::fs::rename(layout.index(), aside)
+}
+
+struct Replay<'a> {
+    layout: &'a Layout,
+    index: &'a Index,
+    ops: Vec<Op>,
+    covered: Covered,
+    now: u32,
+    records: u64,
+    skipped: u64,
+}
+
+impl Replay<'_> {
+    fn run(&mut self) -> Result<(), IndexError> {
+        let from = self.covered.position;
+        for number in segment::list(&self.layout.segments())? {
+            if number < from.segment {
+                continue;
+            }
+            let start = if number == from.segment { u64::from(from.offset) } else { 0 };
+            let path = segment::path(&self.layout.segments(), number);
+            let file = File::open(&path)?;
+            if file.metadata()?.len() == 0 {
+                // Opened by a process that wrote nothing.
+                std::fs::remove_file(path)?;
+                continue;
+            }
+            let mut records = Vec::new();
+            let scanned = segment::scan(&file, start, |offset, len, record| {
+                records.push((Position { segment: number, offset }, len, meta_only(record)));
+            })?;
+            self.skipped += scanned.skipped;
+            for (at, len, record) in records {
+                self.apply(at, len, &record)?;
+            }
+            self.covered.position = Position {
+                segment: number,
+                offset: u32::try_from(scanned.end).unwrap_or(u32::MAX),
+            };
+        }
+        self.commit()
+    }
+
+    fn apply(&mut self, at: Position, len: u32, record: &Record) -> Result<(), IndexError> {
+        self.records += 1;
+        match record.tag {
+            Tag::Realm => {
+                if let (Ok(id), Ok(text)) =
+                    (record.key[..].try_into(), std::str::from_utf8(&record.meta))
+                {
+                    self.ops.push(Op::Realm { id: RealmId(id), text: text.to_owned() });
+                }
+            }
+            Tag::Removal => self.ops.push(Op::Remove { key: record.key.clone(), at: None }),
+            Tag::Entry => {
+                let (Some(entry), Some(key)) =
+                    (EntryMeta::decode(&record.meta), Key::decode(&record.key))
+                else {
+                    return Ok(());
+                };
+                // A file is hashed before its first use: its stamp was lost with the process.
+                let row = row_of(&entry, at, len, Stamp::default(), self.now);
+                if row.place == Place::File {
+                    self.covered.file_bytes += row.size;
+                }
+                self.ops.push(Op::Put { key: record.key.clone(), row });
+                if let Some(realm) = entry.owed {
+                    let owed = Owed { realm, key, size: row.size, since: self.now };
+                    self.ops.push(Op::Owe { number: self.covered.next_number, owed });
+                    self.covered.next_number += 1;
+                    self.covered.owed_bytes += row.size;
+                }
+            }
+        }
+        if self.ops.len() >= BATCH {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Positions are only covered at the end of a segment; repeating operations is harmless.
+    fn commit(&mut self) -> Result<(), IndexError> {
+        if !self.ops.is_empty() {
+            self.index.commit(&self.ops, &self.covered)?;
+            self.ops.clear();
+        }
+        Ok(())
+    }
+}
+
+/// A record without its body, which a replay does not need.
+fn meta_only(record: Record) -> Record {
+    Record { body: Vec::new(), ..record }
+}

@@ -1,0 +1,459 @@
+//! The end of the log: where records are appended, what is acknowledged but not committed to the
+//! index yet (the overlay), and the thread that commits once a second.
+//!
+//! Invariant: a record is appended, and its operation queued, under one lock, so that a commit
+//! covers exactly the records before its position. Readers look into the overlay first, then into
+//! the index; the committer empties the overlay only after the index has it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use crate::entry::RealmId;
+use crate::store::index::{Covered, Index, Op, Owed};
+use crate::store::layout::Layout;
+use crate::store::record::Row;
+use crate::store::segment::{self, Position, SEGMENT_MAX, Tag};
+use crate::telemetry::Metrics;
+
+/// How long an acknowledged change may wait for its commit: what a power cut can lose.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// A commit is made early when so many operations wait.
+const COMMIT_OPS: usize = 20_000;
+/// Past this the index has been failing for long, and nothing more is taken in.
+const PENDING_MAX: usize = 400_000;
+/// Between two attempts when committing fails.
+const RETRY_EVERY: Duration = Duration::from_secs(5);
+
+/// Rows and owed uploads that the index does not have yet. `None` is a removal.
+#[derive(Default)]
+struct Overlay {
+    rows: HashMap<Vec<u8>, (u64, Option<Row>)>,
+    owed: BTreeMap<u64, (u64, Option<Owed>)>,
+    owed_keys: HashMap<Vec<u8>, (u64, Option<u64>)>,
+}
+
+struct State {
+    segment: u32,
+    file: Arc<File>,
+    offset: u64,
+    pending: Vec<Op>,
+    /// Counts operations; says which part of the overlay a commit covers.
+    sequence: u64,
+    /// To be synced with the next commit: closed segments, and bodies in files.
+    unsynced_segments: Vec<Arc<File>>,
+    unsynced_files: Vec<PathBuf>,
+    covered: Covered,
+    /// Somebody waits for a commit of everything up to here.
+    wanted: u64,
+    committed: u64,
+    stopping: bool,
+}
+
+/// See the module.
+pub(super) struct Tail {
+    layout: Layout,
+    index: Index,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    overlay: RwLock<Overlay>,
+    overlay_len: AtomicUsize,
+    changed: Condvar,
+    done: Condvar,
+    pub(super) segment_bytes: AtomicU64,
+    pub(super) file_bytes: AtomicU64,
+    pub(super) owed_entries: AtomicU64,
+    failing: AtomicBool,
+}
+
+/// A record to append and what follows from it.
+pub(super) struct Append<'a> {
+    pub(super) tag: Tag,
+    pub(super) key: &'a [u8],
+    pub(super) meta: &'a [u8],
+    pub(super) body: &'a [u8],
+}
+
+impl Tail {
+    /// Continues after `covered`, in a new segment if `segment` is not there.
+    pub(super) fn open(
+        layout: &Layout,
+        index: Index,
+        metrics: Arc<Metrics>,
+        covered: Covered,
+        owed_entries: u64,
+    ) -> io::Result<Self> {
+        let segments = segment::list(&layout.segments())?;
+        let mut bytes = 0;
+        for number in &segments {
+            bytes += std::fs::metadata(segment::path(&layout.segments(), *number))?.len();
+        }
+        // Always a new segment: a torn tail of the old one is left to the scan that skips it.
+        let number = segments.last().map_or(1, |last| last + 1);
+        let file = create_segment(layout, number)?;
+        let mut covered = covered;
+        covered.position = Position { segment: number, offset: 0 };
+        covered.clean = false;
+        Ok(Self {
+            layout: layout.clone(),
+            index,
+            metrics,
+            state: Mutex::new(State {
+                segment: number,
+                file,
+                offset: 0,
+                pending: Vec::new(),
+                sequence: 0,
+                unsynced_segments: Vec::new(),
+                unsynced_files: Vec::new(),
+                covered,
+                wanted: 0,
+                committed: 0,
+                stopping: false,
+            }),
+            overlay: RwLock::default(),
+            overlay_len: AtomicUsize::new(0),
+            changed: Condvar::new(),
+            done: Condvar::new(),
+            segment_bytes: AtomicU64::new(bytes),
+            file_bytes: AtomicU64::new(covered.file_bytes),
+            owed_entries: AtomicU64::new(owed_entries),
+            failing: AtomicBool::new(false),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file is gone, or counted elsewhere.
+    pub(super) fn sub_file_bytes(&self, bytes: u64) {
+        let subtract = |held: u64| Some(held.saturating_sub(bytes));
+        let _ = self.file_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
+    }
+
+    /// The segment that is being written; it is never evicted.
+    pub(super) fn current_segment(&self) -> u32 {
+        self.state().segment
+    }
+
+    /// Begins a change: records and operations made through it become visible together.
+    pub(super) fn begin(&self) -> Result<Change<'_>, io::Error> {
+        let state = self.state();
+        if state.pending.len() >= PENDING_MAX {
+            return Err(io::Error::other("the index cannot be written"));
+        }
+        Ok(Change { tail: self, state })
+    }
+
+    /// The row of a key if the overlay knows it: `Some(None)` is a removal.
+    pub(super) fn row(&self, key: &[u8]) -> Option<Option<Row>> {
+        if self.overlay_len.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        overlay.rows.get(key).map(|(_, row)| *row)
+    }
+
+    /// Owed uploads from `number` on, oldest first.
+    pub(super) fn owed(&self, number: u64, most: usize) -> Vec<(u64, Owed)> {
+        // The overlay first: a commit in between only makes an upload show up in both.
+        let (added, gone) = {
+            let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+            let mut added = Vec::new();
+            let mut gone = std::collections::HashSet::new();
+            for (number, (_, owed)) in overlay.owed.range(number..) {
+                match owed {
+                    Some(owed) if added.len() < most => added.push((*number, owed.clone())),
+                    Some(_) => {}
+                    None => drop(gone.insert(*number)),
+                }
+            }
+            (added, gone)
+        };
+        let mut list = match self.index.read().and_then(|r| r.owed(number, most + gone.len())) {
+            Ok(list) => list,
+            Err(error) => {
+                self.fault("read the journal", &error);
+                Vec::new()
+            }
+        };
+        list.retain(|(number, _)| !gone.contains(number));
+        for (number, owed) in added {
+            if !list.iter().any(|(seen, _)| *seen == number) {
+                list.push((number, owed));
+            }
+        }
+        list.sort_unstable_by_key(|(number, _)| *number);
+        list.truncate(most);
+        list
+    }
+
+    pub(super) fn owed_bytes(&self) -> u64 {
+        self.state().covered.owed_bytes
+    }
+
+    /// Number of the upload that is owed under this identity, if any.
+    pub(super) fn owed_number(&self, identity: &[u8]) -> Option<u64> {
+        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, number)) = overlay.owed_keys.get(identity) {
+            return *number;
+        }
+        drop(overlay);
+        self.index.read().and_then(|r| r.owed_number(identity)).ok().flatten()
+    }
+
+    fn owed_by_number(&self, number: u64) -> Option<Owed> {
+        self.owed(number, 1).into_iter().next().filter(|(n, _)| *n == number).map(|(_, o)| o)
+    }
+
+    /// Waits until everything acknowledged so far is in the index, on stable storage.
+    pub(super) fn flush(&self, within: Duration) -> bool {
+        let mut state = self.state();
+        let target = state.sequence;
+        state.wanted = state.wanted.max(target);
+        self.changed.notify_all();
+        let (state, _) = self
+            .done
+            .wait_timeout_while(state, within, |s| s.committed < target && !s.stopping)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.committed >= target
+    }
+
+    /// Ends the committing thread after a last commit.
+    pub(super) fn stop(&self) {
+        self.state().stopping = true;
+        self.changed.notify_all();
+    }
+
+    fn fault(&self, what: &'static str, error: &dyn std::error::Error) {
+        self.metrics.store_faults.inc();
+        tracing::warn!(%error, "store: cannot {what}");
+    }
+
+    /// The committing thread's life.
+    pub(super) fn commit_until_stopped(&self) {
+        loop {
+            let mut state = self.state();
+            while state.pending.is_empty() && !state.stopping {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            let (mut state, _) = self
+                .changed
+                .wait_timeout_while(state, COMMIT_EVERY, |s| {
+                    !s.stopping && s.wanted <= s.committed && s.pending.len() < COMMIT_OPS
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            let stopping = state.stopping;
+            state.covered.clean = stopping;
+            let committed = self.commit(state);
+            if stopping {
+                self.done.notify_all();
+                return;
+            }
+            if !committed {
+                let state = self.state();
+                drop(self.changed.wait_timeout_while(state, RETRY_EVERY, |s| !s.stopping));
+            }
+        }
+    }
+
+    /// Syncs what the records stand on, then commits the index; false if it must be tried again.
+    fn commit(&self, mut state: MutexGuard<'_, State>) -> bool {
+        let ops = std::mem::take(&mut state.pending);
+        let upto = state.sequence;
+        let mut covered = state.covered;
+        covered.position = Position {
+            segment: state.segment,
+            offset: u32::try_from(state.offset).unwrap_or(u32::MAX),
+        };
+        covered.file_bytes = self.file_bytes.load(Ordering::Relaxed);
+        let mut segments = std::mem::take(&mut state.unsynced_segments);
+        segments.push(state.file.clone());
+        let files = std::mem::take(&mut state.unsynced_files);
+        drop(state);
+
+        self.sync(&segments, &files);
+        let result = self.index.commit(&ops, &covered);
+        let mut state = self.state();
+        match result {
+            Ok(()) => {
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("store: the index can be written again");
+                }
+                state.committed = upto;
+                drop(state);
+                self.forget(upto);
+                self.done.notify_all();
+                true
+            }
+            Err(error) => {
+                self.metrics.store_faults.inc();
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "store: the index cannot be written; trying again");
+                }
+                let newer = std::mem::replace(&mut state.pending, ops);
+                state.pending.extend(newer);
+                state.wanted = state.wanted.min(state.committed);
+                false
+            }
+        }
+    }
+
+    fn sync(&self, segments: &[Arc<File>], files: &[PathBuf]) {
+        for file in segments {
+            if let Err(error) = file.sync_data() {
+                self.fault("sync a segment", &error);
+            }
+        }
+        for path in files {
+            // A file that is gone by now needs no sync: Go may have moved it away.
+            if let Err(error) = File::open(path).and_then(|file| file.sync_data())
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                self.fault("sync a file", &error);
+            }
+        }
+    }
+
+    /// Drops what the index has from the overlay.
+    fn forget(&self, upto: u64) {
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay.rows.retain(|_, (sequence, _)| *sequence > upto);
+        overlay.owed.retain(|_, (sequence, _)| *sequence > upto);
+        overlay.owed_keys.retain(|_, (sequence, _)| *sequence > upto);
+        self.overlay_len.store(overlay.rows.len(), Ordering::Release);
+    }
+}
+
+fn create_segment(layout: &Layout, number: u32) -> io::Result<Arc<File>> {
+    let path = segment::path(&layout.segments(), number);
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    Ok(Arc::new(file))
+}
+
+/// A change under way; holds the log's lock.
+pub(super) struct Change<'a> {
+    tail: &'a Tail,
+    state: MutexGuard<'a, State>,
+}
+
+impl Change<'_> {
+    /// Appends a record; nothing is visible if this fails.
+    pub(super) fn append(&mut self, record: &Append<'_>) -> io::Result<(Position, u32)> {
+        let mut bytes = Vec::with_capacity(record.body.len() + record.meta.len() + 128);
+        let len = segment::encode(record.tag, record.key, record.meta, record.body, &mut bytes);
+        if self.state.offset + u64::from(len) > SEGMENT_MAX {
+            self.roll()?;
+        }
+        // A failed write leaves the offset where it was: the next record overwrites the torn one.
+        self.state.file.write_all_at(&bytes, self.state.offset)?;
+        let at = Position {
+            segment: self.state.segment,
+            offset: u32::try_from(self.state.offset).map_err(|_| io::ErrorKind::InvalidData)?,
+        };
+        self.state.offset += u64::from(len);
+        self.tail.segment_bytes.fetch_add(u64::from(len), Ordering::Relaxed);
+        Ok((at, len))
+    }
+
+    fn roll(&mut self) -> io::Result<()> {
+        let number = self.state.segment + 1;
+        let file = create_segment(&self.tail.layout, number)?;
+        let old = std::mem::replace(&mut self.state.file, file);
+        self.state.unsynced_segments.push(old);
+        self.state.segment = number;
+        self.state.offset = 0;
+        Ok(())
+    }
+
+    pub(super) fn put(&mut self, key: Vec<u8>, row: Row) {
+        self.show(key.clone(), Some(row));
+        self.push(Op::Put { key, row });
+    }
+
+    /// Removes the entry; with a position, only if it is still there.
+    pub(super) fn remove(&mut self, key: Vec<u8>, at: Option<Position>) {
+        self.show(key.clone(), None);
+        self.push(Op::Remove { key, at });
+    }
+
+    pub(super) fn realm(&mut self, id: RealmId, text: String) {
+        self.push(Op::Realm { id, text });
+    }
+
+    pub(super) fn segment_touched(&mut self, segment: u32, at: u32) {
+        self.push(Op::SegmentTouched { segment, at });
+    }
+
+    pub(super) fn segment_gone(&mut self, segment: u32) {
+        self.push(Op::SegmentGone { segment });
+    }
+
+    pub(super) fn sync_file(&mut self, path: PathBuf) {
+        self.state.unsynced_files.push(path);
+    }
+
+    /// Owes an upload; an older one of the same key is replaced.
+    pub(super) fn owe(&mut self, owed: Owed) -> u64 {
+        let identity = owed.identity();
+        if let Some(older) = self.tail.owed_number(&identity) {
+            self.forget_owed(older);
+        }
+        let number = self.state.covered.next_number;
+        self.state.covered.next_number += 1;
+        self.state.covered.owed_bytes += owed.size;
+        self.tail.owed_entries.fetch_add(1, Ordering::Relaxed);
+        let sequence = self.state.sequence + 1;
+        let mut overlay = self.tail.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay.owed.insert(number, (sequence, Some(owed.clone())));
+        overlay.owed_keys.insert(identity, (sequence, Some(number)));
+        drop(overlay);
+        self.push(Op::Owe { number, owed });
+        number
+    }
+
+    /// An owed upload is done or given up. False if it was replaced or settled before.
+    pub(super) fn settle(&mut self, number: u64) -> bool {
+        let Some(owed) = self.forget_owed(number) else { return false };
+        let identity = owed.identity();
+        if self.tail.owed_number(&identity) == Some(number) {
+            let sequence = self.state.sequence + 1;
+            let mut overlay = self.tail.overlay.write().unwrap_or_else(PoisonError::into_inner);
+            overlay.owed_keys.insert(identity, (sequence, None));
+        }
+        self.push(Op::Settle { number });
+        true
+    }
+
+    fn forget_owed(&mut self, number: u64) -> Option<Owed> {
+        let owed = self.tail.owed_by_number(number)?;
+        let bytes = &mut self.state.covered.owed_bytes;
+        *bytes = bytes.saturating_sub(owed.size);
+        self.tail.owed_entries.fetch_sub(1, Ordering::Relaxed);
+        let sequence = self.state.sequence + 1;
+        let mut overlay = self.tail.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay.owed.insert(number, (sequence, None));
+        Some(owed)
+    }
+
+    fn show(&mut self, key: Vec<u8>, row: Option<Row>) {
+        let sequence = self.state.sequence + 1;
+        let mut overlay = self.tail.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay.rows.insert(key, (sequence, row));
+        self.tail.overlay_len.store(overlay.rows.len(), Ordering::Release);
+    }
+
+    fn push(&mut self, op: Op) {
+        self.state.sequence += 1;
+        self.state.pending.push(op);
+        if self.state.pending.len() == 1 || self.state.pending.len() == COMMIT_OPS {
+            self.tail.changed.notify_all();
+        }
+    }
+}

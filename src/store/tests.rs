@@ -1,0 +1,291 @@
+//! The store against its promises, in one process: what is put comes back, what is changed does not.
+
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use super::*;
+use crate::entry::Class;
+use crate::store::evict::{Eviction, GRACE_S};
+use crate::store::verify::Purge;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            clock: Clock::manual(Timestamp::from_seconds(1_800_000_000)),
+            metrics: Arc::default(),
+        }
+    }
+
+    fn open(&self) -> Store {
+        self.open_with(ByteSize::gib(1))
+    }
+
+    fn open_with(&self, disk: ByteSize) -> Store {
+        let config = Config {
+            dir: self.dir.path().join("store"),
+            disk: Some(Limit::Size(disk)),
+            floor: Some(Limit::Size(ByteSize(0))),
+        };
+        Store::open(&config, self.clock.clone(), self.metrics.clone()).unwrap()
+    }
+
+    fn put(&self, store: &Store, key: &Key, body: &[u8], owed: Option<RealmId>) -> Put {
+        let mut staged = store.stage();
+        staged.write(body).unwrap();
+        let body = staged.finish();
+        let meta = Meta::new(body.digest, body.size, self.clock.now(), Class::Other);
+        store.put(key, body, &meta, owed).unwrap()
+    }
+}
+
+fn content(body: &[u8]) -> Key {
+    Key::content(Digest::of(body))
+}
+
+fn opaque(name: &str) -> Key {
+    Key::opaque(RealmId([7; 16]), name).unwrap()
+}
+
+fn body_of(store: &Store, key: &Key) -> Option<Vec<u8>> {
+    match store.get(key)? {
+        Stored::Bytes(_, bytes) => Some(bytes.to_vec()),
+        Stored::File(meta, file) => {
+            let mut out = vec![0; usize::try_from(meta.size).unwrap()];
+            file.read_exact_at(&mut out, 0).unwrap();
+            Some(out)
+        }
+    }
+}
+
+const LARGE: usize = 200_000;
+
+#[test]
+fn what_was_put_is_there_at_once_after_a_commit_and_after_a_restart() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let (small, large) = (b"small".to_vec(), vec![9; LARGE]);
+    for (key, body) in [
+        (content(&small), &small),
+        (content(&large), &large),
+        (opaque("a"), &small),
+        (opaque("b"), &large),
+    ] {
+        assert_eq!(bench.put(&store, &key, body, None), Put::New);
+        assert_eq!(body_of(&store, &key).as_ref(), Some(body), "{key} before the commit");
+    }
+    assert!(store.sync(Duration::from_secs(10)));
+    assert_eq!(body_of(&store, &opaque("b")), Some(large.clone()), "after the commit");
+    store.close();
+    drop(store);
+    let store = bench.open();
+    assert_eq!(body_of(&store, &opaque("a")), Some(small), "after the restart");
+    assert_eq!(body_of(&store, &content(&large)), Some(large));
+    assert_eq!(bench.metrics.corrupt.get(), 0);
+    store.close();
+}
+
+#[test]
+fn the_index_is_built_again_from_the_segments() {
+    let bench = Bench::new();
+    let store = bench.open();
+    bench.put(&store, &opaque("kept"), b"kept", Some(RealmId([7; 16])));
+    bench.put(&store, &opaque("removed"), b"removed", None);
+    store.remove(&opaque("removed"));
+    store.register_realm(RealmId([7; 16]), "a realm").unwrap();
+    store.close();
+    let index = store.layout().index();
+    drop(store);
+    std::fs::remove_dir_all(index).unwrap();
+    let store = bench.open();
+    assert_eq!(body_of(&store, &opaque("kept")), Some(b"kept".to_vec()));
+    assert_eq!(body_of(&store, &opaque("removed")), None, "what was removed stays away");
+    assert_eq!(store.owed_entries(), 1);
+    assert_eq!(store.realms(), [(RealmId([7; 16]), "a realm".to_owned())]);
+    store.close();
+}
+
+#[test]
+fn changed_bytes_are_not_served_wherever_they_lie() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let large = vec![3; LARGE];
+    bench.put(&store, &opaque("in a segment"), b"tiny body", None);
+    bench.put(&store, &content(&large), &large, None);
+    store.sync(Duration::from_secs(10));
+
+    let row = store.find(&opaque("in a segment")).unwrap();
+    let path = segment::path(&store.layout().segments(), row.at.segment);
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"X", u64::from(row.at.offset + row.len) - 12).unwrap();
+    assert_eq!(body_of(&store, &opaque("in a segment")), None);
+
+    let path = store.layout().file(&Digest::of(&large));
+    std::fs::remove_file(&path).unwrap();
+    let mut changed = large.clone();
+    changed[5] ^= 1;
+    std::fs::write(&path, &changed).unwrap();
+    assert_eq!(body_of(&store, &content(&large)), None);
+    assert!(!path.exists(), "the damaged file is out of the way");
+    assert_eq!(bench.metrics.corrupt.get(), 2);
+
+    bench.put(&store, &content(&large), &large, None);
+    assert_eq!(body_of(&store, &content(&large)), Some(large), "a new put heals");
+    store.close();
+}
+
+#[test]
+fn a_touched_but_unchanged_file_is_hashed_again_and_served() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let large = vec![4; LARGE];
+    bench.put(&store, &content(&large), &large, None);
+    let path = store.layout().file(&Digest::of(&large));
+    let before = store.find(&content(&large)).unwrap().stamp;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&path, mode).unwrap();
+    assert_eq!(body_of(&store, &content(&large)), Some(large.clone()));
+    assert_ne!(store.find(&content(&large)).unwrap().stamp, before, "and remembered as it is now");
+    store.close();
+}
+
+#[test]
+fn a_go_output_that_was_moved_away_is_a_miss_and_heals() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let body = vec![5; LARGE];
+    let action = Key::go(RealmId([1; 16]), Digest::of(b"action"));
+    let put = || {
+        let mut staged = store.stage();
+        staged.write(&body).unwrap();
+        let mut finished = staged.finish();
+        finished.place(store.layout(), store.boot()).unwrap();
+        let meta = Meta::new(finished.digest, finished.size, bench.clock.now(), Class::Archive);
+        store.record_go(&action, &meta, None).unwrap();
+    };
+    put();
+    assert!(store.find_go(&action).is_some());
+    std::fs::rename(store.layout().file(&Digest::of(&body)), bench.dir.path().join("x.a")).unwrap();
+    assert!(store.find_go(&action).is_none());
+    put();
+    assert!(store.find_go(&action).is_some());
+    store.close();
+}
+
+#[test]
+fn owed_uploads_survive_in_order_and_replace_each_other() {
+    let bench = Bench::new();
+    let realm = RealmId([7; 16]);
+    let store = bench.open();
+    for name in ["a", "b", "c", "a"] {
+        bench.put(&store, &opaque(name), name.as_bytes(), Some(realm));
+    }
+    let names = |store: &Store| -> Vec<String> {
+        store.owed_from(0, 10).into_iter().map(|(_, owed)| owed.key.to_string()).collect()
+    };
+    assert_eq!(names(&store), ["kv/b", "kv/c", "kv/a"]);
+    assert_eq!((store.owed_entries(), store.owed_bytes()), (3, 3));
+    store.sync(Duration::from_secs(10));
+    assert_eq!(names(&store), ["kv/b", "kv/c", "kv/a"], "after the commit too");
+    let (first, _) = store.owed_from(0, 1)[0].clone();
+    assert!(store.settle(first));
+    assert!(!store.settle(first), "only once");
+    assert_eq!(names(&store), ["kv/c", "kv/a"]);
+    store.close();
+    drop(store);
+    let store = bench.open();
+    assert_eq!(names(&store), ["kv/c", "kv/a"]);
+    assert_eq!((store.owed_entries(), store.owed_bytes()), (2, 2));
+    store.close();
+}
+
+#[test]
+fn a_full_disk_tier_says_so_and_eviction_makes_room() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(4));
+    let body = |n: u8| vec![n; 500_000];
+    let mut stored = 0;
+    for n in 0..9 {
+        let mut staged = store.stage();
+        staged.write(&body(n)).unwrap();
+        let body = staged.finish();
+        let meta = Meta::new(body.digest, body.size, bench.clock.now(), Class::Other);
+        match store.put(&Key::content(body.digest), body, &meta, None) {
+            Ok(_) => stored += 1,
+            Err(error) => assert!(matches!(error, StoreError::Full), "{error}"),
+        }
+    }
+    assert_eq!(stored, 8, "the ninth does not fit");
+    store.sync(Duration::from_secs(10));
+    let mut eviction = Eviction::new(1);
+    assert_eq!(store.evict_step(&mut eviction).condemned, 0, "all of it is in use");
+    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    store.load(&content(&body(3)), &store.find(&content(&body(3))).unwrap());
+    assert!(store.evict_step(&mut eviction).condemned > 0);
+    store.sync(Duration::from_secs(10));
+    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    let done = store.evict_step(&mut eviction);
+    assert!(done.bytes > 0, "{done:?}");
+    assert!(store.find(&content(&body(3))).is_some(), "what was just used stays");
+    bench.put(&store, &content(b"new"), b"new", None);
+    assert_eq!(body_of(&store, &content(b"new")), Some(b"new".to_vec()));
+    store.close();
+}
+
+#[test]
+fn a_segment_given_up_keeps_what_is_hot() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(272));
+    let body = |n: u32| [&n.to_le_bytes()[..], &[1; 60_000]].concat();
+    let count = 2300 * 2; // a bit over two segments
+    for n in 0..count {
+        bench.put(&store, &opaque(&n.to_string()), &body(n), None);
+    }
+    assert_eq!(store.evict_step(&mut Eviction::new(1)).bytes, 0, "everything is hot");
+    store.sync(Duration::from_secs(30));
+    bench.clock.advance(Duration::from_secs(24 * 3600));
+    assert_eq!(body_of(&store, &opaque("5")), Some(body(5)));
+    let mut eviction = Eviction::new(1);
+    let done = store.evict_step(&mut eviction);
+    assert!(done.bytes > 100 << 20, "{done:?}");
+    store.sync(Duration::from_secs(30));
+    assert!(body_of(&store, &opaque("5")) == Some(body(5)), "hot: copied forward");
+    assert!(body_of(&store, &opaque("6")).is_none(), "cold: gone");
+    let last = count - 1;
+    assert!(body_of(&store, &opaque(&last.to_string())) == Some(body(last)));
+    assert_eq!(bench.metrics.corrupt.get(), 0);
+    store.close();
+}
+
+#[test]
+fn verify_names_each_bad_entry_and_purge_removes_what_matches() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let large = vec![8; LARGE];
+    bench.put(&store, &content(&large), &large, None);
+    bench.put(&store, &opaque("fine"), b"fine", None);
+    assert_eq!(store.verify(false, |_| {}).bad, []);
+    let path = store.layout().file(&Digest::of(&large));
+    std::fs::remove_file(path).unwrap();
+    let report = store.verify(true, |_| {});
+    assert_eq!(report.entries, 2);
+    assert_eq!(report.bad, [(content(&large), "its file is gone")]);
+    assert_eq!(report.repaired, 1);
+    assert_eq!(store.verify(false, |_| {}).entries, 1);
+
+    bench.clock.advance(Duration::from_secs(100));
+    bench.put(&store, &opaque("young"), b"young", None);
+    let old = Purge { older_than: Some(Duration::from_secs(50)), ..Purge::default() };
+    assert_eq!(store.purge(&old), 1);
+    assert_eq!(body_of(&store, &opaque("fine")), None);
+    assert_eq!(body_of(&store, &opaque("young")), Some(b"young".to_vec()));
+    let other = Purge { realm: Some(RealmId([1; 16])), ..Purge::default() };
+    assert_eq!(store.purge(&other), 0);
+    store.close();
+}

@@ -1,0 +1,135 @@
+//! Reading everything again: `verify` names each entry that does not hold, `purge` removes by
+//! realm, age or writer. Both walk the index in short reads, so that the daemon goes on beside them.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use crate::entry::{Digest, Key, Kind, RealmId};
+use crate::store::file;
+use crate::store::record::{Place, Row};
+use crate::store::{Store, seconds};
+
+/// Keys read from the index at a time; a long read transaction would keep its old pages alive.
+const BATCH: usize = 1024;
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    pub entries: u64,
+    pub bytes: u64,
+    /// Each bad entry with what is wrong.
+    pub bad: Vec<(Key, &'static str)>,
+    pub repaired: u64,
+}
+
+/// Which entries to purge. An entry must match everything that is given.
+#[derive(Clone, Debug, Default)]
+pub struct Purge {
+    pub older_than: Option<Duration>,
+    pub realm: Option<RealmId>,
+    pub writer: Option<String>,
+}
+
+impl Store {
+    /// Reads and hashes every entry; `progress` hears of each. With `repair`, bad ones are removed.
+    pub fn verify(&self, repair: bool, mut progress: impl FnMut(&Verified)) -> Verified {
+        let mut report = Verified::default();
+        self.each(|store, key, row| {
+            report.entries += 1;
+            report.bytes += row.size;
+            if let Some(problem) = store.problem(key, row) {
+                report.bad.push((key.clone(), problem));
+                if repair {
+                    store.remove_row(key, row);
+                    report.repaired += 1;
+                }
+            }
+            progress(&report);
+        });
+        report
+    }
+
+    /// What is wrong with an entry. A name without content is a miss, not damage.
+    fn problem(&self, key: &Key, row: &Row) -> Option<&'static str> {
+        match row.place {
+            Place::Elsewhere => None,
+            Place::Inline => match self.peek(key, row) {
+                None => Some("its record in the segment is damaged"),
+                Some(body) if Digest::of(&body) != row.digest => Some("its bytes were changed"),
+                Some(_) => None,
+            },
+            Place::File => match file::hash(&self.inner.layout.file(&row.digest)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Some("its file is gone")
+                }
+                Err(_) => Some("its file cannot be read"),
+                Ok((digest, size)) if digest != row.digest || size != row.size => {
+                    Some("its file was changed")
+                }
+                Ok(_) => None,
+            },
+        }
+    }
+
+    /// The body of a small entry, without counting damage.
+    fn peek(&self, key: &Key, row: &Row) -> Option<Vec<u8>> {
+        let file = self.segment(row.at.segment).ok()?;
+        let record = super::segment::read(&file, row.at.offset, row.len).ok()?.ok()?;
+        (record.key == key.encode()).then_some(record.body)
+    }
+
+    /// Removes what matches and returns how many. What is owed upstream goes too: it was purged.
+    pub fn purge(&self, what: &Purge) -> u64 {
+        let now = seconds(self.inner.clock.now());
+        let mut removed = 0;
+        self.each(|store, key, row| {
+            let stored = seconds(row.stored);
+            let old = what
+                .older_than
+                .is_none_or(|age| u64::from(now.saturating_sub(stored)) >= age.as_secs());
+            // Content belongs to no realm: it goes when nothing is asked of the realm.
+            let realm = what.realm.is_none_or(|realm| key.realm == realm);
+            let writer = what.writer.as_ref().is_none_or(|writer| {
+                store.entry_meta(key, row).is_some_and(|e| *e.meta.writer == **writer)
+            });
+            if old && realm && writer {
+                store.remove_row(key, row);
+                removed += 1;
+            }
+        });
+        removed
+    }
+
+    /// Visits every entry, newest state first known to the overlay included.
+    fn each(&self, mut visit: impl FnMut(&Self, &Key, &Row)) {
+        // What is only acknowledged is committed first, so that the index has everything.
+        self.sync(Duration::from_secs(10));
+        let mut from = vec![Kind::Content as u8];
+        loop {
+            let mut batch = Vec::with_capacity(BATCH);
+            let read = self.inner.index.read().and_then(|reading| {
+                reading.visit(&from, |key, row| {
+                    batch.push((key.to_vec(), row));
+                    if batch.len() < BATCH {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
+                })
+            });
+            if let Err(error) = read {
+                self.fault("read the index", &error);
+                return;
+            }
+            let Some((last, _)) = batch.last() else { return };
+            from.clone_from(last);
+            from.push(0);
+            for (encoded, row) in batch {
+                let row = self.inner.tail.row(&encoded).unwrap_or(Some(row));
+                if let (Some(key), Some(row)) = (Key::decode(&encoded), row) {
+                    visit(self, &key, &row);
+                }
+            }
+        }
+    }
+}
