@@ -1,6 +1,43 @@
-//! The cache.
+//! The cache: what a GET and a PUT are, from the memory tier down to the upstream.
+//!
+//! A lookup does not fail: it hits, or says why it misses. A put is acknowledged after the local
+//! commit, before the network. No protocol and no concrete backend is known here.
+//!
+//! Order of reading: `realm` (whose keys), `policy` (decisions), `memory`, `absent`, `flight`,
+//! `fetch` (what a flight does), `session` (who asked), then this file.
 
-use crate::units::ByteSize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::cache::absent::{Absent, Confirmed};
+use crate::cache::flight::{Arrival, End, Flights, Joined};
+use crate::cache::memory::Memory;
+use crate::cache::realm::{Realm, Realms, Upstream};
+use crate::cache::session::Sessions;
+use crate::entry::{
+    Blob, Body, BodyError, Digest, Found, Hasher, Id, Incoming, Key, Kind, Lookup, Meta, Why,
+};
+use crate::store::file::FileSource;
+use crate::store::record::{Place, Row};
+use crate::store::{Put, Store, StoreError, Stored};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Protocol;
+use crate::units::{ByteSize, Clock};
+
+pub mod absent;
+mod fetch;
+pub mod flight;
+mod go;
+pub mod memory;
+pub mod policy;
+pub mod realm;
+pub mod session;
+
+pub use go::GoPut;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -33,4 +70,447 @@ pub enum Share {
     Upstream,
     Local,
     Off,
+}
+
+/// A client waits no longer than this for a fetch to answer; then it is told that it misses.
+const FETCH_WAIT: Duration = Duration::from_secs(10);
+/// Files up to this size are read on the reactor: opening one costs more than reading it.
+const READ_HERE_MAX: u64 = 256 << 10;
+/// Pieces in which bodies go to disk.
+const WRITE_PIECE: usize = 1 << 20;
+const MEMORY_MIN: u64 = 64 << 20;
+const MEMORY_MAX: u64 = 1 << 30;
+
+/// What a put came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutDone {
+    New,
+    Replaced,
+    /// The same content was there already.
+    Known,
+}
+
+/// Why nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    #[error("the body has the digest {got}, not {expected}")]
+    Mismatch { expected: Digest, got: Digest },
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error("the client broke off: {0}")]
+    Client(BodyError),
+    #[error("the body ended after {got} of {announced} bytes")]
+    Short { announced: u64, got: u64 },
+    #[error("not stored: {0}")]
+    NotStored(StoreError),
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    memory: Memory,
+    absent: Absent,
+    confirmed: Confirmed,
+    flights: Flights,
+    realms: Realms,
+    sessions: Sessions,
+    config: Config,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    owed: Notify,
+}
+
+impl Cache {
+    pub fn new(
+        config: Config,
+        store: Store,
+        upstreams: Vec<Upstream>,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        let limit = config.memory.map_or_else(default_memory, ByteSize::bytes);
+        Self {
+            inner: Arc::new(Inner {
+                memory: Memory::new(limit),
+                absent: Absent::default(),
+                confirmed: Confirmed::default(),
+                flights: Flights::default(),
+                realms: Realms::new(upstreams, store.clone()),
+                sessions: Sessions::new(clock.clone()),
+                owed: Notify::new(),
+                config,
+                store,
+                tasks,
+                metrics,
+                clock,
+            }),
+        }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+    pub fn memory(&self) -> &Memory {
+        &self.inner.memory
+    }
+    pub fn realms(&self) -> &Realms {
+        &self.inner.realms
+    }
+    pub fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+    pub fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
+    }
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+    pub fn flights(&self) -> &Flights {
+        &self.inner.flights
+    }
+    pub fn confirmed(&self) -> &Confirmed {
+        &self.inner.confirmed
+    }
+
+    /// Returns when an upload is owed that was not owed before.
+    pub async fn owed(&self) {
+        self.inner.owed.notified().await;
+    }
+
+    /// Wakes whoever uploads.
+    pub fn wake_uploader(&self) {
+        self.inner.owed.notify_one();
+    }
+
+    /// Finds `key`, nearest first, in the realm and in the one that it trusts.
+    pub async fn get(&self, protocol: Protocol, realm: &Realm, key: &Key) -> Lookup {
+        self.inner.metrics.of(protocol).gets.inc();
+        let lookup = self.look_up(realm, key).await;
+        self.count(protocol, &lookup);
+        lookup
+    }
+
+    async fn look_up(&self, realm: &Realm, key: &Key) -> Lookup {
+        if key.expected() == Some(Digest::EMPTY) {
+            return self.empty();
+        }
+        for realm in realm.chain() {
+            if let Some((blob, found)) = self.local(&key.in_realm(realm.id)).await {
+                return Lookup::Hit(blob, found);
+            }
+        }
+        let mut why = Why::Absent;
+        for realm in realm.chain() {
+            match self.upstream(realm, &key.in_realm(realm.id)).await {
+                Lookup::Hit(blob, found) => return Lookup::Hit(blob, found),
+                Lookup::Miss(Why::Absent) => {}
+                Lookup::Miss(other) => why = other,
+            }
+        }
+        Lookup::Miss(why)
+    }
+
+    fn empty(&self) -> Lookup {
+        let meta = Meta::new(Digest::EMPTY, 0, self.inner.clock.now(), crate::entry::Class::Other);
+        Lookup::Hit(Blob { meta, body: Body::Bytes(Bytes::new()) }, Found::Memory)
+    }
+
+    /// What this machine has: memory, then disk.
+    async fn local(&self, key: &Key) -> Option<(Blob, Found)> {
+        if let Some((meta, bytes)) = self.inner.memory.get(key) {
+            return Some((Blob { meta, body: Body::Bytes(bytes) }, Found::Memory));
+        }
+        let row = self.inner.store.find(key)?;
+        let blob = self.load(key, &row).await?;
+        Some((blob, Found::Disk))
+    }
+
+    /// Reads an entry; small ones here, larger ones on a thread that may wait for the disk.
+    async fn load(&self, key: &Key, row: &Row) -> Option<Blob> {
+        let into_memory = row.size <= memory::ENTRY_MAX;
+        let read = {
+            let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
+            move || {
+                let stored = store.load(&key, &row)?;
+                if into_memory { read_whole(stored) } else { Some(stored) }
+            }
+        };
+        let stored = if row.size <= READ_HERE_MAX {
+            read()
+        } else {
+            self.inner.tasks.blocking("read an entry", read).await.flatten()
+        };
+        match stored? {
+            Stored::Bytes(meta, bytes) => {
+                self.inner.memory.offer(key, &meta, &bytes);
+                Some(Blob { meta, body: Body::Bytes(bytes) })
+            }
+            Stored::File(meta, file) => {
+                let source = Box::new(FileSource { file, tasks: self.inner.tasks.clone() });
+                let len = Some(meta.size);
+                Some(Blob { meta, body: Body::Source { len, source } })
+            }
+        }
+    }
+
+    /// Asks the realm's upstream, together with everybody else who asks now.
+    async fn upstream(&self, realm: &Realm, key: &Key) -> Lookup {
+        let Some(upstream) = &realm.upstream else { return Lookup::Miss(Why::Absent) };
+        if self.inner.absent.contains(key) {
+            return Lookup::Miss(Why::Absent);
+        }
+        let (follower, found) = match self.inner.flights.join(realm.id, key) {
+            Joined::Later(follower) => (follower, Found::Coalesced),
+            Joined::First(leader, follower) => {
+                let name = realm.name_of(key);
+                let flight =
+                    self.clone().fly(leader, upstream.clone(), realm.id, name, key.clone());
+                self.inner.tasks.spawn("fetch", flight);
+                (follower, Found::Upstream)
+            }
+        };
+        match tokio::time::timeout(FETCH_WAIT, follower.arrival()).await {
+            Err(_) => Lookup::Miss(Why::Deadline),
+            Ok(arrival) => self.arrived(key, arrival, found).await,
+        }
+    }
+
+    async fn arrived(&self, key: &Key, arrival: Arrival, found: Found) -> Lookup {
+        match arrival {
+            Arrival::Ended(End::Failed(why)) => Lookup::Miss(why),
+            Arrival::Ended(End::Held(meta, bytes)) => {
+                Lookup::Hit(Blob { meta, body: Body::Bytes(bytes) }, found)
+            }
+            Arrival::Ended(End::Stored(_)) => match self.local(key).await {
+                Some((blob, _)) => Lookup::Hit(blob, found),
+                None => Lookup::Miss(Why::Fault),
+            },
+            Arrival::Streaming { len, source } => {
+                let digest = key.expected().unwrap_or(Digest([0; 32]));
+                let now = self.inner.clock.now();
+                let meta = Meta::new(digest, len.unwrap_or(0), now, crate::entry::Class::Other);
+                let body = Body::Source { len, source: Box::new(source) };
+                Lookup::Hit(Blob { meta, body }, found)
+            }
+        }
+    }
+
+    fn count(&self, protocol: Protocol, lookup: &Lookup) {
+        let counters = self.inner.metrics.of(protocol);
+        match lookup {
+            Lookup::Hit(_, Found::Memory) => counters.hit_memory.inc(),
+            Lookup::Hit(_, Found::Disk) => counters.hit_disk.inc(),
+            Lookup::Hit(_, Found::Native) => counters.hit_native.inc(),
+            Lookup::Hit(_, Found::Upstream) => counters.hit_upstream.inc(),
+            Lookup::Hit(_, Found::Coalesced) => counters.coalesced.inc(),
+            Lookup::Miss(why) => {
+                let at = Why::ALL.iter().position(|w| w == why).unwrap_or(0);
+                counters.miss[at].inc();
+            }
+        }
+    }
+
+    /// Whether `key` is there, without its body. The size, if this machine knows it.
+    pub async fn contains(&self, realm: &Realm, key: &Key) -> Result<Option<u64>, Why> {
+        if key.expected() == Some(Digest::EMPTY) {
+            return Ok(Some(0));
+        }
+        for realm in realm.chain() {
+            let key = key.in_realm(realm.id);
+            if let Some(row) = self.inner.store.find(&key)
+                && self.inner.store.is_sound(&key, &row)
+            {
+                self.inner.store.touch(&key, &row);
+                return Ok(Some(row.size));
+            }
+        }
+        let mut why = Why::Absent;
+        for realm in realm.chain() {
+            let Some(upstream) = &realm.upstream else { continue };
+            let key = key.in_realm(realm.id);
+            if self.inner.absent.contains(&key) {
+                continue;
+            }
+            match upstream.backend.contains(&[realm.name_of(&key)]).await {
+                Ok(there) if there.first() == Some(&true) => return Ok(None),
+                Ok(_) => {}
+                Err(error) => why = error.why(),
+            }
+        }
+        Err(why)
+    }
+
+    /// Stores `body` under `key`: readable here, and owed to the upstream, when this returns.
+    pub async fn put(
+        &self,
+        protocol: Protocol,
+        realm: &Realm,
+        key: &Key,
+        body: Incoming,
+        describe: impl FnOnce(&mut Meta),
+    ) -> Result<PutDone, PutError> {
+        self.inner.metrics.of(protocol).puts.inc();
+        let key = key.in_realm(realm.id);
+        let result = self.put_in(realm, &key, body, describe).await;
+        if let Err(PutError::NotStored(_)) = result {
+            self.inner.metrics.not_stored.inc();
+        }
+        result
+    }
+
+    async fn put_in(
+        &self,
+        realm: &Realm,
+        key: &Key,
+        body: Incoming,
+        describe: impl FnOnce(&mut Meta),
+    ) -> Result<PutDone, PutError> {
+        let limit = policy::body_limit(key.kind);
+        if body.len.is_some_and(|len| len > limit) {
+            return Err(PutError::TooLarge { limit });
+        }
+        // A body that cannot be stored is read all the same: its sender must be able to go on.
+        let finished = match self.receive(body, limit).await? {
+            Ok(finished) => finished,
+            Err((_, got)) if key.expected().is_some_and(|expected| expected != got) => {
+                let expected = key.expected().unwrap_or(got);
+                return Err(PutError::Mismatch { expected, got });
+            }
+            Err((error, _)) => return Err(PutError::NotStored(error)),
+        };
+        if let Some(expected) = key.expected()
+            && expected != finished.digest
+        {
+            return Err(PutError::Mismatch { expected, got: finished.digest });
+        }
+        let class = crate::entry::Class::Other;
+        let mut meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), class);
+        describe(&mut meta);
+        let small = finished.inline().map(Bytes::copy_from_slice);
+        let owed = self.owed_to(realm, key, &meta.digest);
+        let done = self
+            .inner
+            .store
+            .put(key, finished, &meta, owed.then_some(realm.id))
+            .map_err(PutError::NotStored)?;
+        self.inner.absent.remove(key);
+        match small {
+            Some(bytes) => self.inner.memory.offer(key, &meta, &bytes),
+            None => self.inner.memory.remove(key),
+        }
+        if owed {
+            self.inner.owed.notify_one();
+        }
+        Ok(match done {
+            Put::New => PutDone::New,
+            Put::Replaced => PutDone::Replaced,
+            Put::Known => PutDone::Known,
+        })
+    }
+
+    /// Whether the realm's upstream must be sent this, because it has not confirmed it lately.
+    fn owed_to(&self, realm: &Realm, key: &Key, digest: &Digest) -> bool {
+        !self.inner.config.read_only
+            && realm.writes_to().is_some()
+            && key.expected() != Some(Digest::EMPTY)
+            && !self.inner.confirmed.contains(realm.id, key, digest)
+    }
+
+    /// Takes a body in. The inner error is ours, with the digest of what was sent; the outer one is
+    /// the client's.
+    async fn receive(
+        &self,
+        body: Incoming,
+        limit: u64,
+    ) -> Result<Result<crate::store::file::Finished, (StoreError, Digest)>, PutError> {
+        use futures_util::StreamExt;
+        let announced = body.len;
+        let mut chunks = body.chunks;
+        let mut writer = fetch::Writer::new(self, announced);
+        let mut held: Vec<Bytes> = Vec::new();
+        let (mut held_len, mut got) = (0, 0_u64);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(PutError::Client)?;
+            got += chunk.len() as u64;
+            if got > limit {
+                return Err(PutError::TooLarge { limit });
+            }
+            held_len += chunk.len();
+            held.push(chunk);
+            if held_len >= WRITE_PIECE {
+                writer.write(std::mem::take(&mut held)).await;
+                held_len = 0;
+            }
+        }
+        if let Some(announced) = announced.filter(|announced| *announced != got) {
+            return Err(PutError::Short { announced, got });
+        }
+        writer.write(held).await;
+        Ok(writer.finish())
+    }
+
+    /// Removes an entry here; upstream keeps what it has.
+    pub fn delete(&self, realm: &Realm, key: &Key) -> bool {
+        let key = key.in_realm(realm.id);
+        self.inner.memory.remove(&key);
+        self.inner.confirmed.remove(realm.id, &key);
+        self.inner.store.remove(&key)
+    }
+
+    /// Whether the bytes of a row may be asked for by their digest in memory; for tests of tiers.
+    pub fn place_of(&self, key: &Key) -> Option<Place> {
+        self.inner.store.find(key).map(|row| row.place)
+    }
+
+    /// Notes that upstream holds this now.
+    pub fn confirm(&self, realm: &Realm, key: &Key, digest: Digest) {
+        self.inner.confirmed.insert(realm.id, key, digest);
+    }
+}
+
+/// A small file's bytes, so that the memory tier can keep them.
+fn read_whole(stored: Stored) -> Option<Stored> {
+    use std::os::unix::fs::FileExt;
+    let Stored::File(meta, file) = stored else { return Some(stored) };
+    let mut bytes = vec![0; usize::try_from(meta.size).ok()?];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    let mut hasher = Hasher::default();
+    hasher.update(&bytes);
+    // The file was vouched for by its stamp; what goes into memory is served for long, so it is
+    // looked at once more.
+    (hasher.finish() == meta.digest).then(|| Stored::Bytes(meta, bytes.into()))
+}
+
+/// A sixteenth of the memory that this process may use.
+fn default_memory() -> u64 {
+    let cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok());
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+    });
+    let most = cgroup.into_iter().chain(machine).min().unwrap_or(4 << 30);
+    (most / 16).clamp(MEMORY_MIN, MEMORY_MAX)
+}
+
+/// The id of a Go action's key.
+fn action_of(key: &Key) -> Option<Digest> {
+    match (key.kind, &key.id) {
+        (Kind::Go, Id::Digest(action)) => Some(*action),
+        _ => None,
+    }
 }

@@ -359,7 +359,12 @@ impl Store {
         Ok(removed)
     }
 
-    /// Decodes what an entry's record says besides its row; for `purge` and `verify`.
+    /// Who wrote an entry, if its record says so.
+    pub fn writer_of(&self, key: &Key, row: &Row) -> Option<std::sync::Arc<str>> {
+        row.has_more.then(|| self.entry_meta(key, row)).flatten().map(|entry| entry.meta.writer)
+    }
+
+    /// Decodes what an entry's record says besides its row.
     pub(super) fn entry_meta(&self, key: &Key, row: &Row) -> Option<EntryMeta> {
         EntryMeta::decode(&self.read_record(key, row)?.meta)
     }

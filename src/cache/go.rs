@@ -1,0 +1,249 @@
+//! Go's entries: an action that names an output, which lies in the store as a file.
+//!
+//! The helper in another process writes outputs itself; here its puts are recorded, its misses are
+//! looked up upstream, and outputs are read back for clients that do not see the store.
+
+use std::sync::Arc;
+
+use crate::cache::flight::{Arrival, End, Joined};
+use crate::cache::realm::Realm;
+use crate::cache::{Cache, FETCH_WAIT, Share, policy};
+use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
+use crate::entry::{Blob, Body, Digest, Found, Incoming, Key, Lookup, Meta, Why};
+use crate::store::file::FileSource;
+use crate::store::record::Row;
+use crate::store::spool::{self, Spooled};
+use crate::store::{StoreError, Stored};
+use crate::telemetry::metrics::Protocol;
+
+/// Level of the frames: what costs a build least time for what it sends.
+const ZSTD_LEVEL: i32 = 3;
+
+/// What a helper's put came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoPut {
+    Recorded,
+    /// The class is switched off: nothing was recorded.
+    Off,
+}
+
+/// A Go entry, ready to be sent upstream.
+pub struct Outgoing {
+    /// The action's value.
+    pub value: Vec<u8>,
+    /// A frame that does not fit into it: send it first.
+    pub frame: Option<(Digest, bytes::Bytes)>,
+}
+
+impl Cache {
+    /// The output of an action, in place as a file of the store.
+    pub async fn get_go(&self, realm: &Realm, action: &Digest, c_env: u64) -> Lookup {
+        self.inner.metrics.of(Protocol::Go).gets.inc();
+        let lookup = self.find_go(realm, action, c_env).await;
+        self.count(Protocol::Go, &lookup);
+        lookup
+    }
+
+    async fn find_go(&self, realm: &Realm, action: &Digest, c_env: u64) -> Lookup {
+        for realm in realm.chain() {
+            let key = Key::go(realm.id, *action);
+            if let Some(row) = self.inner.store.find(&key)
+                && let Some(blob) = self.go_blob(&key, &row).await
+            {
+                return fitting(blob, Found::Disk, c_env);
+            }
+        }
+        let mut why = Why::Absent;
+        for realm in realm.chain() {
+            let key = Key::go(realm.id, *action);
+            match self.upstream_go(realm, &key).await {
+                Ok((blob, found)) => return fitting(blob, found, c_env),
+                Err(Why::Absent) => {}
+                Err(other) => why = other,
+            }
+        }
+        Lookup::Miss(why)
+    }
+
+    /// Makes sure that the output is there, unchanged; hashing it again may take a while.
+    async fn go_blob(&self, key: &Key, row: &Row) -> Option<Blob> {
+        let (store, key) = (self.inner.store.clone(), key.clone());
+        let work = move || store.find_go(&key);
+        let row = if row.size <= super::READ_HERE_MAX {
+            work()
+        } else {
+            self.inner.tasks.blocking("look at an output", work).await.flatten()
+        }?;
+        Some(Blob { meta: row.meta(), body: Body::Bytes(bytes::Bytes::new()) })
+    }
+
+    async fn upstream_go(&self, realm: &Realm, key: &Key) -> Result<(Blob, Found), Why> {
+        let Some(upstream) = &realm.upstream else { return Err(Why::Absent) };
+        if self.inner.absent.contains(key) {
+            return Err(Why::Absent);
+        }
+        let (follower, found) = match self.inner.flights.join(realm.id, key) {
+            Joined::Later(follower) => (follower, Found::Coalesced),
+            Joined::First(leader, follower) => {
+                let name = realm.name_of(key);
+                let flight =
+                    self.clone().fly(leader, upstream.clone(), realm.id, name, key.clone());
+                self.inner.tasks.spawn("fetch", flight);
+                (follower, Found::Upstream)
+            }
+        };
+        let arrival = tokio::time::timeout(FETCH_WAIT, follower.arrival()).await;
+        match arrival.map_err(|_| Why::Deadline)? {
+            Arrival::Ended(End::Stored(meta) | End::Held(meta, _)) => {
+                Ok((Blob { meta, body: Body::Bytes(bytes::Bytes::new()) }, found))
+            }
+            Arrival::Ended(End::Failed(why)) => Err(why),
+            Arrival::Streaming { .. } => Err(Why::Fault),
+        }
+    }
+
+    /// Records a put whose output the helper has placed already.
+    pub fn put_go(
+        &self,
+        realm: &Realm,
+        action: &Digest,
+        meta: Meta,
+        may_upload: bool,
+    ) -> Result<GoPut, StoreError> {
+        self.inner.metrics.of(Protocol::Go).puts.inc();
+        let share = policy::share(meta.class, &self.inner.config.classes);
+        if share == Share::Off {
+            return Ok(GoPut::Off);
+        }
+        let key = Key::go(realm.id, *action);
+        let mut meta = meta;
+        if meta.writer.is_empty() {
+            meta.writer = self.writer();
+        }
+        let owed = may_upload
+            && share == Share::Upstream
+            && !self.inner.config.read_only
+            && realm.writes_to().is_some()
+            && !self.inner.confirmed.contains(realm.id, &key, &meta.digest);
+        self.inner.store.record_go(&key, &meta, owed.then_some(realm.id))?;
+        self.inner.absent.remove(&key);
+        if owed {
+            self.inner.owed.notify_one();
+        }
+        Ok(GoPut::Recorded)
+    }
+
+    /// Stores an output that came over the socket, then records the action.
+    pub async fn put_go_bytes(
+        &self,
+        realm: &Realm,
+        action: &Digest,
+        meta: Meta,
+        body: Incoming,
+        may_upload: bool,
+    ) -> Result<GoPut, super::PutError> {
+        use super::PutError;
+        let expected = meta.digest;
+        let received = self.receive(body, policy::BODY_MAX).await?;
+        let mut finished = received.map_err(|(error, _)| PutError::NotStored(error))?;
+        if finished.digest != expected {
+            return Err(PutError::Mismatch { expected, got: finished.digest });
+        }
+        let content = Key::content(expected);
+        let there = self.inner.store.find(&content);
+        let known = there.is_some_and(|row| {
+            row.place == crate::store::record::Place::File
+                && self.inner.store.is_sound(&content, &row)
+        });
+        if !known {
+            self.inner.store.place(&mut finished, None).map_err(PutError::NotStored)?;
+        }
+        self.put_go(realm, action, meta, may_upload).map_err(PutError::NotStored)
+    }
+
+    /// An output's bytes, for clients that do not see the store.
+    pub async fn output(&self, digest: &Digest) -> Option<Body> {
+        let (store, key) = (self.inner.store.clone(), Key::content(*digest));
+        let stored = self.inner.tasks.blocking("open an output", move || store.get(&key)).await;
+        match stored.flatten()? {
+            Stored::Bytes(_, bytes) => Some(Body::Bytes(bytes)),
+            Stored::File(meta, file) => {
+                let source = Box::new(FileSource { file, tasks: self.inner.tasks.clone() });
+                Some(Body::Source { len: Some(meta.size), source })
+            }
+        }
+    }
+
+    /// The name that this machine signs its entries with.
+    fn writer(&self) -> Arc<str> {
+        let name = rustix::system::uname();
+        name.nodename().to_string_lossy().into()
+    }
+
+    /// Packs an action and its output for upstream; blocks. None if the output is gone or changed.
+    pub fn pack_go(&self, key: &Key) -> Option<Outgoing> {
+        let row = self.inner.store.find_go(key)?;
+        let writer = self.inner.store.writer_of(key, &row).unwrap_or_default();
+        let path = self.inner.store.layout().file(&row.digest);
+        let (frame, apart) = if row.size == 0 {
+            (Frame::Empty, None)
+        } else {
+            let output = std::fs::read(path).ok()?;
+            if Digest::of(&output) != row.digest {
+                return None;
+            }
+            let frame = zstd::bulk::compress(&output, ZSTD_LEVEL).ok()?;
+            if frame.len() <= INLINE_MAX {
+                (Frame::Inline(frame), None)
+            } else {
+                let digest = Digest::of(&frame);
+                let size = frame.len() as u64;
+                (Frame::Stored { digest, size }, Some((digest, frame.into())))
+            }
+        };
+        let entry = GoEntry {
+            digest: row.digest,
+            size: row.size,
+            class: row.class,
+            c_env: row.c_env,
+            writer,
+            stored: row.stored,
+            cost_ms: row.cost_ms,
+            frame,
+        };
+        Some(Outgoing { value: entry.encode(), frame: apart })
+    }
+
+    /// Takes over what helpers left while no daemon was there; returns how many. Blocks.
+    pub fn adopt_spool(&self) -> std::io::Result<u64> {
+        let mut adopted = 0;
+        for (path, Spooled { action, meta }) in spool::list(&self.inner.store.layout().spool())? {
+            let output = self.inner.store.layout().file(&meta.digest);
+            let whole = crate::store::file::hash(&output)
+                .is_ok_and(|(digest, size)| digest == meta.digest && size == meta.size);
+            if whole && let Some(id) = super::action_of(&action) {
+                let known = self.inner.realms.by_id(action.realm);
+                let recorded = match known {
+                    Some(realm) => self.put_go(&realm, &id, meta, true).map(drop),
+                    // Written for settings that this daemon does not have: kept, not sent.
+                    None => self.inner.store.record_go(&action, &meta, None),
+                };
+                if recorded.is_err() {
+                    continue;
+                }
+                adopted += 1;
+            }
+            std::fs::remove_file(path)?;
+        }
+        Ok(adopted)
+    }
+}
+
+/// A hit, unless it was built with another C toolchain than the client's.
+fn fitting(blob: Blob, found: Found, c_env: u64) -> Lookup {
+    if policy::c_env_fits(blob.meta.c_env, c_env) {
+        Lookup::Hit(blob, found)
+    } else {
+        Lookup::Miss(Why::Policy)
+    }
+}

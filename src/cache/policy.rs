@@ -1,0 +1,65 @@
+//! Decisions, as pure functions: what is taken in, what goes upstream, what may be asked for there.
+
+use crate::cache::{ClassRule, Share};
+use crate::entry::{Class, Kind};
+
+/// The largest body that is taken in.
+pub const BODY_MAX: u64 = 64 << 30;
+/// Actions are small; a larger one is somebody's mistake or attack.
+pub const ACTION_MAX: u64 = 32 << 20;
+
+/// The limit of a body of this kind.
+pub const fn body_limit(kind: Kind) -> u64 {
+    match kind {
+        Kind::Action => ACTION_MAX,
+        Kind::Content | Kind::Opaque | Kind::Go => BODY_MAX,
+    }
+}
+
+/// What may be done with an entry of this class: the configured rule, else what its nature says.
+pub fn share(class: Class, rules: &[ClassRule]) -> Share {
+    let rule = rules.iter().find(|rule| {
+        rule.class == class.name()
+            || rule.class == "test" && matches!(class, Class::TestLog | Class::TestResult)
+    });
+    match rule {
+        Some(rule) => rule.share,
+        None if class.is_machine_bound() => Share::Local,
+        None => Share::Upstream,
+    }
+}
+
+/// Whether an entry that was built with one C toolchain may be used with another.
+pub const fn c_env_fits(entry: u64, machine: u64) -> bool {
+    entry == 0 || machine == 0 || entry == machine
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_bound_to_a_machine_stays_on_it_unless_told_otherwise() {
+        let rule = |class: &str, share| ClassRule { class: class.into(), share, upstream: None };
+        let rules = [rule("test", Share::Off), rule("probe", Share::Upstream)];
+        let cases = [
+            (Class::Archive, Share::Upstream),
+            (Class::PackageIndex, Share::Local),
+            (Class::CompilerId, Share::Local),
+            (Class::ModuleIndex, Share::Upstream),
+            (Class::Probe, Share::Upstream),
+            (Class::TestLog, Share::Off),
+            (Class::TestResult, Share::Off),
+        ];
+        for (class, expected) in cases {
+            assert_eq!(share(class, &rules), expected, "{}", class.name());
+        }
+    }
+
+    #[test]
+    fn c_bound_entries_stay_with_their_toolchain() {
+        assert!(c_env_fits(0, 5));
+        assert!(c_env_fits(5, 5));
+        assert!(!c_env_fits(5, 6));
+    }
+}

@@ -1,0 +1,220 @@
+//! Realms: upstream, namespace and trust, and how one is found for a client.
+//!
+//! A realm reads itself and the realm that it trusts, and writes only itself. Realms are remembered
+//! in the store, so that uploads owed to one are not lost when the client that named it is gone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Backend, Name, Space};
+use crate::entry::action::upstream_key;
+use crate::entry::{Id, Key, Kind, RealmId};
+use crate::store::Store;
+
+/// Realms that clients may bring into being by naming namespaces.
+const REALMS_MAX: usize = 4096;
+
+/// A central cache as realms see it.
+#[derive(Clone)]
+pub struct Upstream {
+    pub name: Arc<str>,
+    pub url: Arc<str>,
+    pub backend: Arc<dyn Backend>,
+    pub writes: bool,
+}
+
+/// See the module.
+pub struct Realm {
+    pub id: RealmId,
+    pub namespace: Arc<str>,
+    pub upstream: Option<Upstream>,
+    pub trusted: Option<Arc<Self>>,
+}
+
+impl std::fmt::Debug for Realm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let upstream = self.upstream.as_ref().map(|upstream| &upstream.url);
+        write!(f, "Realm({upstream:?}, {:?}, {:?})", self.namespace, self.trusted)
+    }
+}
+
+impl Realm {
+    /// The realms to read, nearest first.
+    pub fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.trusted.as_deref())
+    }
+
+    /// The upstream that takes writes, if any.
+    pub fn writes_to(&self) -> Option<&Upstream> {
+        self.upstream.as_ref().filter(|upstream| upstream.writes)
+    }
+
+    /// How a key of this realm is named upstream.
+    pub fn name_of(&self, key: &Key) -> Name {
+        let (space, id) = match (key.kind, &key.id) {
+            (Kind::Go, Id::Digest(action)) => {
+                (Space::Ac, upstream_key(&self.namespace, action).to_string())
+            }
+            (Kind::Content, Id::Digest(digest)) => (Space::Cas, digest.to_string()),
+            (Kind::Action, Id::Digest(digest)) => (Space::Ac, digest.to_string()),
+            (_, Id::Name(name)) => (Space::Kv, name.to_string()),
+            (Kind::Opaque, Id::Digest(digest)) => (Space::Kv, digest.to_string()),
+        };
+        Name { namespace: self.namespace.clone(), space, id }
+    }
+}
+
+/// What the store remembers of a realm.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Remembered {
+    upstream: String,
+    namespace: String,
+    trust: Option<String>,
+}
+
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    pub namespace: &'a str,
+    pub trust: Option<&'a str>,
+    /// The upstream's URL or name; None: the first one.
+    pub upstream: Option<&'a str>,
+}
+
+/// Why a realm cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RealmError {
+    #[error(
+        "`{0}` is not a namespace: write segments of letters, digits, `.`, `_` and `-`, for example `main` or `pr/17`"
+    )]
+    Namespace(String),
+    #[error("{REALMS_MAX} namespaces are in use, and no more are taken")]
+    TooMany,
+}
+
+/// All realms of a daemon.
+pub struct Realms {
+    upstreams: Vec<Upstream>,
+    known: RwLock<HashMap<RealmId, Arc<Realm>>>,
+    store: Store,
+}
+
+impl Realms {
+    /// Knows the realms that the store remembers, as far as their upstreams are still configured.
+    pub fn new(upstreams: Vec<Upstream>, store: Store) -> Self {
+        let realms = Self { upstreams, known: RwLock::default(), store };
+        for (_, text) in realms.store.realms() {
+            let Ok(seen) = serde_json::from_str::<Remembered>(&text) else { continue };
+            let still_there = realms.upstreams.iter().any(|u| *u.url == *seen.upstream);
+            if still_there {
+                realms.insert(realms.make(
+                    &seen.namespace,
+                    seen.trust.as_deref(),
+                    Some(&seen.upstream),
+                ));
+            }
+        }
+        realms
+    }
+
+    pub fn upstreams(&self) -> &[Upstream] {
+        &self.upstreams
+    }
+
+    pub fn by_id(&self, id: RealmId) -> Option<Arc<Realm>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The realm that a client asks for, made and remembered if it is new.
+    pub fn resolve(&self, wanted: Wanted<'_>) -> Result<Arc<Realm>, RealmError> {
+        for name in std::iter::once(wanted.namespace).chain(wanted.trust) {
+            if !is_namespace(name) {
+                return Err(RealmError::Namespace(name.to_owned()));
+            }
+        }
+        let realm = self.make(wanted.namespace, wanted.trust, wanted.upstream);
+        if let Some(known) = self.by_id(realm.id) {
+            return Ok(known);
+        }
+        if self.known.read().unwrap_or_else(PoisonError::into_inner).len() >= REALMS_MAX {
+            return Err(RealmError::TooMany);
+        }
+        let remembered = Remembered {
+            upstream: realm.upstream.as_ref().map(|u| u.url.to_string()).unwrap_or_default(),
+            namespace: wanted.namespace.to_owned(),
+            trust: wanted.trust.map(str::to_owned),
+        };
+        let text = serde_json::to_string(&remembered).expect("plain text serializes");
+        if let Err(error) = self.store.register_realm(realm.id, &text) {
+            // Uploads of this realm may be forgotten by a restart; nothing else depends on it.
+            tracing::warn!(%error, "cannot remember a realm");
+        }
+        Ok(self.insert(realm))
+    }
+
+    /// An upstream that is asked for but not configured makes a realm of its own, without one.
+    fn make(&self, namespace: &str, trust: Option<&str>, upstream: Option<&str>) -> Realm {
+        let found = match upstream {
+            None => self.upstreams.first(),
+            Some(wanted) => self.upstreams.iter().find(|u| same(u, wanted)),
+        };
+        let url = found.map(|u| &*u.url).or(upstream).unwrap_or("");
+        let trust = trust.filter(|trust| *trust != namespace);
+        Realm {
+            id: RealmId::of(url, namespace, trust),
+            namespace: namespace.into(),
+            upstream: found.cloned(),
+            trusted: trust.map(|trust| {
+                Arc::new(Realm {
+                    id: RealmId::of(url, trust, None),
+                    namespace: trust.into(),
+                    // Trusted realms are read; writing them is their own clients' business.
+                    upstream: found.map(|u| Upstream { writes: false, ..u.clone() }),
+                    trusted: None,
+                })
+            }),
+        }
+    }
+
+    fn insert(&self, realm: Realm) -> Arc<Realm> {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(realm.id).or_insert_with(|| Arc::new(realm)).clone()
+    }
+
+    /// Whether an upstream with this URL or name is configured.
+    pub fn has_upstream(&self, wanted: &str) -> bool {
+        self.upstreams.iter().any(|u| same(u, wanted))
+    }
+}
+
+fn same(upstream: &Upstream, wanted: &str) -> bool {
+    *upstream.name == *wanted || upstream.url.trim_end_matches('/') == wanted.trim_end_matches('/')
+}
+
+/// Segments of letters, digits, `.`, `_`, `-`; none of them a reserved word or a way upwards.
+pub fn is_namespace(name: &str) -> bool {
+    name.is_empty()
+        || name.len() <= 200
+            && name.split('/').all(|segment| {
+                !matches!(segment, "" | "." | ".." | "kv" | "cas" | "ac")
+                    && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_cannot_climb_or_shadow_a_space() {
+        for good in ["", "main", "pr/17", "a.b_c-d"] {
+            assert!(is_namespace(good), "{good}");
+        }
+        for bad in ["..", "a/../b", "/a", "a/", "a//b", "cas", "x/ac", "ä", "a b", "%2e"] {
+            assert!(!is_namespace(bad), "{bad}");
+        }
+        assert!(!is_namespace(&"x".repeat(201)));
+    }
+}
