@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::entry::{Chunks, Why};
+use crate::telemetry::Metrics;
 use crate::units::Secret;
 
 pub mod guard;
@@ -106,6 +107,9 @@ pub enum BackendError {
     /// Upstream takes no writes from us.
     #[error("upstream is read-only")]
     ReadOnly,
+    /// A name that upstream would read as another one, such as `a/../b` in a URL.
+    #[error("the entry has a name that upstream cannot tell from another one")]
+    Unnameable,
 }
 
 impl BackendError {
@@ -122,7 +126,8 @@ impl BackendError {
             | Self::Full
             | Self::Redirect(_)
             | Self::Broken(_)
-            | Self::ReadOnly => Why::Fault,
+            | Self::ReadOnly
+            | Self::Unnameable => Why::Fault,
         }
     }
 
@@ -137,7 +142,8 @@ impl BackendError {
             | Self::Full
             | Self::Redirect(_)
             | Self::Unsure(_)
-            | Self::ReadOnly => false,
+            | Self::ReadOnly
+            | Self::Unnameable => false,
         }
     }
 
@@ -154,7 +160,7 @@ impl BackendError {
             | Self::Denied(_)
             | Self::Redirect(_)
             | Self::Unsure(_) => true,
-            Self::TooLarge | Self::ReadOnly => false,
+            Self::TooLarge | Self::ReadOnly | Self::Unnameable => false,
         }
     }
 }
@@ -206,3 +212,33 @@ pub struct BuildError {
     pub name: String,
     pub problem: String,
 }
+
+/// The guarded chain for one upstream. `seed` is for jitter alone.
+pub fn build(
+    config: &Config,
+    metrics: &Metrics,
+    seed: u64,
+) -> Result<Arc<dyn Backend>, BuildError> {
+    let refuse = |problem: String| BuildError { name: config.name.clone(), problem };
+    // The rest of the URL is not repeated: it may hold a secret.
+    let scheme = config.url.trim().split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let plain: Arc<dyn Backend> = match scheme.as_deref() {
+        Some("http" | "https") => Arc::new(http::HttpBackend::new(config)?),
+        Some(other) => {
+            return Err(refuse(format!(
+                "`{other}://` is not supported; larder speaks `http://` and `https://`"
+            )));
+        }
+        None => {
+            return Err(refuse(
+                "its url names no scheme; write for example `https://cache.example.com/prefix`"
+                    .to_owned(),
+            ));
+        }
+    };
+    let upstream = metrics.upstream(&config.name);
+    Ok(Arc::new(guard::Guard::new(plain, &config.name, config.guard.clone(), upstream, seed)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,377 @@
-//! Placeholder while the room is being built.
-#[derive(Clone, Debug, Default)]
-pub struct Config;
+//! The guard around a backend: every deadline, limit and retry, and the breaker.
+//!
+//! Whatever upstream does, a caller has an answer within a bounded time, and a dead upstream is
+//! soon not asked at all. Here is the path of each request; what it decides by are pure parts:
+//! `breaker` (ask at all?), `budget` (retry?), `progress` (fast enough?), over `window`; `received`
+//! watches a body after its headers. What transfers bytes lies inside; who repeats uploads, outside.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::backend::{Backend, BackendError, Fetched, Name, Upload};
+use crate::telemetry::metrics::Upstream;
+use crate::units::{Random, show_duration};
+
+mod breaker;
+mod budget;
+mod progress;
+mod received;
+mod window;
+
+#[cfg(test)]
+mod put_tests;
+#[cfg(test)]
+mod tests;
+
+use breaker::{Breaker, Outcome, State, Ticket};
+use budget::Budget;
+use progress::Sending;
+use received::Received;
+
+/// Three round trips of a bad 300 ms, which TCP and TLS take; a host that drops packets takes none.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Most entries take less to build again; it holds the connecting and a retry of it too.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
+/// Object stores answer only once a body is replicated. No build waits for it.
+const PUT_ANSWER: Duration = Duration::from_secs(10);
+/// Eight rounds of questions at a bad 300 ms each, doubled.
+const CONTAINS: Duration = Duration::from_secs(5);
+/// Half a megabit a second; below, building again is faster for nearly every entry.
+const FLOOR_BYTES_PER_S: u64 = 64 << 10;
+/// Longer than a lost packet's retransmission, so that one loss does not read as a stall.
+const WINDOW: Duration = Duration::from_secs(2);
+/// The first byte's deadline plus what the largest small body takes at the floor: a body of a few
+/// bytes must not use up the free window as well.
+const SMALL_GET: Duration = Duration::from_secs(3);
+/// What `small_get` applies to: a second's worth at the floor.
+const SMALL_BODY_BYTES: u64 = 64 << 10;
+/// Hides 50 ms at a thousand small entries a second; more only queues in front of the link.
+const GETS_MAX: usize = 64;
+/// Uploads have time, and share the link with the builds' gets.
+const PUTS_MAX: usize = 16;
+/// A seat that is not free after this long will not be soon; the build goes on without.
+const SEAT_WAIT: Duration = Duration::from_millis(500);
+/// Far below the deadline that the second attempt shares with the first.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Asked in one call: few enough that `contains` is a bound for any backend.
+const CONTAINS_BATCH: usize = 64;
+
+/// The limits of one upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// For a connection, TLS included. Whoever connects applies it.
+    pub connect: Duration,
+    /// From the request of a get to the head of its answer.
+    pub first_byte: Duration,
+    /// For a put: from the last piece that upstream took to the next, or to the answer.
+    pub put_answer: Duration,
+    /// For the answer to one batch of `contains`.
+    pub contains: Duration,
+    /// What received bodies must bring, judged over each `window` of waiting but the first.
+    pub floor_bytes_per_s: u64,
+    pub window: Duration,
+    /// For the whole get of a small body.
+    pub small_get: Duration,
+    /// How many gets may be under way, bodies included; and puts.
+    pub gets_max: usize,
+    pub puts_max: usize,
+    /// How long a request waits for one of these places.
+    pub seat_wait: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            connect: CONNECT,
+            first_byte: FIRST_BYTE,
+            put_answer: PUT_ANSWER,
+            contains: CONTAINS,
+            floor_bytes_per_s: FLOOR_BYTES_PER_S,
+            window: WINDOW,
+            small_get: SMALL_GET,
+            gets_max: GETS_MAX,
+            puts_max: PUTS_MAX,
+            seat_wait: SEAT_WAIT,
+        }
+    }
+}
+
+/// A backend that always answers in time.
+pub struct Guard {
+    inner: Arc<dyn Backend>,
+    shared: Arc<Shared>,
+    gets: Arc<Semaphore>,
+    puts: Arc<Semaphore>,
+}
+
+struct Shared {
+    name: String,
+    config: Config,
+    upstream: Arc<Upstream>,
+    /// Where the breaker's and the budget's time begins.
+    started: Instant,
+    judges: Mutex<Judges>,
+}
+
+/// What decides; locked for a few instructions and never across an await.
+struct Judges {
+    breaker: Breaker,
+    budget: Budget,
+    random: Random,
+}
+
+impl Guard {
+    pub fn new(
+        inner: Arc<dyn Backend>,
+        name: &str,
+        config: Config,
+        upstream: Arc<Upstream>,
+        seed: u64,
+    ) -> Self {
+        let mut random = Random::new(seed);
+        let breaker = Breaker::new(random.next_u64());
+        Self {
+            inner,
+            gets: Arc::new(Semaphore::new(config.gets_max.max(1))),
+            puts: Arc::new(Semaphore::new(config.puts_max.max(1))),
+            shared: Arc::new(Shared {
+                name: name.to_owned(),
+                config,
+                upstream,
+                started: Instant::now(),
+                judges: Mutex::new(Judges { breaker, budget: Budget::default(), random }),
+            }),
+        }
+    }
+
+    /// A place and leave to ask, or why not. A broken upstream is known before waiting for a place.
+    async fn enter(
+        &self,
+        seats: &Arc<Semaphore>,
+    ) -> Result<(Leave, OwnedSemaphorePermit), BackendError> {
+        if self.shared.with_breaker(|breaker, now| breaker.is_refusing(now)) {
+            return Err(BackendError::BreakerOpen);
+        }
+        let seat = timeout(self.shared.config.seat_wait, seats.clone().acquire_owned())
+            .await
+            .map_err(|_| BackendError::Busy)?
+            .expect("the semaphore is never closed");
+        let ticket = self.shared.with_breaker(Breaker::ask).ok_or(BackendError::BreakerOpen)?;
+        self.shared.count_request();
+        Ok((Leave { shared: self.shared.clone(), ticket: Some(ticket) }, seat))
+    }
+
+    async fn guarded_get(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
+        let (mut leave, seat) = self.enter(&self.gets).await?;
+        let upstream = &self.shared.upstream;
+        upstream.gets.inc();
+        let asked = Instant::now();
+        let limit = self.shared.config.first_byte;
+        let answer = timeout(limit, self.get_twice(name))
+            .await
+            .unwrap_or_else(|_| Err(deadline("answer", limit)));
+        if answer.is_ok() {
+            upstream.latency.record(asked.elapsed());
+        }
+        match answer {
+            Ok(Some(found)) => {
+                let len = found.len;
+                let chunks = Box::pin(Received::new(found, leave, seat, asked));
+                Ok(Some(Fetched { len, chunks }))
+            }
+            Ok(None) => {
+                leave.settle(Outcome::Good);
+                Ok(None)
+            }
+            Err(error) => Err(leave.fail(error)),
+        }
+    }
+
+    /// Once more where no connection came about: then upstream has not seen the request, and what
+    /// comes twice is only the connecting.
+    async fn get_twice(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
+        let first = self.inner.get(name).await;
+        if !matches!(first, Err(BackendError::Connect(_))) {
+            return first;
+        }
+        let Some(pause) = self.shared.take_retry() else { return first };
+        self.shared.upstream.retries.inc();
+        sleep(pause).await;
+        self.inner.get(name).await
+    }
+
+    async fn guarded_put(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
+        let (mut leave, _seat) = self.enter(&self.puts).await?;
+        self.shared.upstream.puts.inc();
+        let config = &self.shared.config;
+        let sending = Sending::new();
+        let end = sending.end(body.len, config.floor_bytes_per_s, config.put_answer);
+        let mut putting = self.inner.put(name, sending.watch(body, &self.shared.upstream));
+        let answer = loop {
+            let due = sending.due(config.put_answer).min(end);
+            match timeout_at(due, &mut putting).await {
+                Ok(answer) => break answer,
+                // It has taken a piece since.
+                Err(_) if sending.due(config.put_answer).min(end) > due => {}
+                Err(_) => break Err(deadline("answer to an upload", config.put_answer)),
+            }
+        };
+        match answer {
+            Ok(()) => {
+                leave.settle(Outcome::Good);
+                Ok(())
+            }
+            Err(error) if sending.is_ours() => {
+                // Our own disk kept upstream waiting: that says nothing about upstream.
+                leave.settle(Outcome::Unknown);
+                Err(error)
+            }
+            Err(error) => Err(leave.fail(error)),
+        }
+    }
+
+    async fn guarded_contains(&self, names: &[Name]) -> Result<Vec<bool>, BackendError> {
+        let mut found = Vec::with_capacity(names.len());
+        for batch in names.chunks(CONTAINS_BATCH) {
+            let (mut leave, _seat) = self.enter(&self.gets).await?;
+            let limit = self.shared.config.contains;
+            let answer = timeout(limit, self.inner.contains(batch))
+                .await
+                .unwrap_or_else(|_| Err(deadline("answer", limit)));
+            match answer {
+                Ok(part) => found.extend(part),
+                Err(error) => return Err(leave.fail(error)),
+            }
+            leave.settle(Outcome::Good);
+        }
+        Ok(found)
+    }
+}
+
+impl Backend for Guard {
+    fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.guarded_get(name).boxed()
+    }
+
+    fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
+        self.guarded_put(name, body).boxed()
+    }
+
+    fn contains<'a>(&'a self, names: &'a [Name]) -> BoxFuture<'a, Result<Vec<bool>, BackendError>> {
+        self.guarded_contains(names).boxed()
+    }
+}
+
+impl Shared {
+    fn judges(&self) -> MutexGuard<'_, Judges> {
+        self.judges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Uses the breaker, and tells operators if that changed its state.
+    fn with_breaker<T>(&self, act: impl FnOnce(&mut Breaker, Duration) -> T) -> T {
+        let mut judges = self.judges();
+        // Read under the lock, so that the breaker's time never runs backwards.
+        let now = self.now();
+        let before = judges.breaker.state();
+        let result = act(&mut judges.breaker, now);
+        let after = judges.breaker.state();
+        if before != after {
+            // Still locked: else the gauge could keep the older of two changes.
+            self.announce(before, after, now);
+        }
+        result
+    }
+
+    fn announce(&self, before: State, after: State, now: Duration) {
+        let name = self.name.as_str();
+        match after {
+            State::Closed => {
+                self.upstream.breaker.set(0);
+                tracing::info!(upstream = name, "upstream is well again");
+            }
+            State::HalfOpen { is_probing } => {
+                self.upstream.breaker.set(1);
+                // Not for every probe that was given up.
+                if is_probing && matches!(before, State::Open { .. }) {
+                    tracing::info!(upstream = name, "probing upstream with one request");
+                }
+            }
+            State::Open { until } => {
+                self.upstream.breaker.set(2);
+                self.upstream.breaker_opened.inc();
+                let pause = show_duration(until.saturating_sub(now));
+                tracing::warn!(upstream = name, pause, "upstream is in trouble and not asked");
+            }
+        }
+    }
+
+    fn count_request(&self) {
+        let now = self.now();
+        self.judges().budget.count_request(now);
+    }
+
+    /// How long to pause before a retry, if there may be one.
+    fn take_retry(&self) -> Option<Duration> {
+        let now = self.now();
+        let mut judges = self.judges();
+        let may = judges.budget.take_retry(now);
+        may.then(|| RETRY_PAUSE_MAX.mul_f64(judges.random.next_share()))
+    }
+}
+
+/// The breaker's leave for one request. Dropped without a word it counts as given up, so that a
+/// probe whose client went away makes room for the next.
+struct Leave {
+    shared: Arc<Shared>,
+    /// None once settled.
+    ticket: Option<Ticket>,
+}
+
+impl Leave {
+    fn settle(&mut self, outcome: Outcome) {
+        if let Some(ticket) = self.ticket.take() {
+            self.shared.with_breaker(|breaker, now| breaker.settle(ticket, outcome, now));
+        }
+    }
+
+    fn prove(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.ticket = Some(self.shared.with_breaker(|breaker, _| breaker.prove(ticket)));
+        }
+    }
+
+    /// Settles by what `error` says about upstream. A refusal shows that somebody is at home.
+    fn fail(&mut self, error: BackendError) -> BackendError {
+        self.shared.upstream.failures.inc();
+        self.settle(if error.is_trouble() { Outcome::Trouble } else { Outcome::Good });
+        error
+    }
+
+    fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.shared.upstream
+    }
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.settle(Outcome::Unknown);
+    }
+}
+
+fn deadline(phase: &'static str, limit: Duration) -> BackendError {
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    BackendError::Deadline { phase, limit_ms }
+}

@@ -1,1 +1,368 @@
-//! x
+//! A plain HTTP store upstream: GET, PUT and HEAD by name, on reqwest.
+//!
+//! Here are the URL of an entry, what each status means, and how bodies are checked on their way.
+//! Deadlines (but for connecting), retries and the breaker live in the guard; TLS files in `tls`.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use base64::Engine as _;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue,
+    TRANSFER_ENCODING,
+};
+use http::{Method, StatusCode, Version};
+use reqwest::{Client, Response, Url};
+
+use crate::backend::{
+    Backend, BackendError, BuildError, Config, Credentials, Fetched, Name, Upload, WriteMethod,
+};
+use crate::entry::{BodyError, Chunks, Why};
+
+mod tls;
+
+#[cfg(test)]
+mod fault_server;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tls_tests;
+
+/// Below the 60 s after which common load balancers hang up, so that we never write into a
+/// connection that the other side is just closing.
+const POOL_IDLE: Duration = Duration::from_secs(50);
+/// At 100 ms and 1 Gbit/s, 12 MiB are under way at once: a smaller window would be the limit.
+const STREAM_WINDOW: u32 = 16 << 20;
+/// Room for two bodies at full speed; what a caller leaves unread stays within it.
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// A connection shared by all requests must not stay in use after the other side has vanished.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_WAIT: Duration = Duration::from_secs(5);
+/// More than any error page: reading it to its end is cheaper than another handshake.
+const DRAIN_MAX: usize = 64 << 10;
+/// The status has already told everything: an error page that trickles is not worth waiting for.
+const DRAIN_WAIT: Duration = Duration::from_millis(100);
+/// Enough to hide a round trip; eight more questions at a time would crowd out the builds' own.
+const HEADS_AT_ONCE: usize = 8;
+/// Set by a larder that is upstream of this one, where a miss is not absence.
+const MISS_HEADER: &str = "larder-miss";
+
+/// An HTTP store: larder itself, bazel-remote, nginx with DAV, and whatever else takes PUT.
+pub struct HttpBackend {
+    client: Client,
+    /// Without a slash at its end, without credentials.
+    base: String,
+    /// None: nothing may be written.
+    write: Option<Method>,
+}
+
+impl HttpBackend {
+    pub fn new(config: &Config) -> Result<Self, BuildError> {
+        Self::try_new(config).map_err(|problem| BuildError { name: config.name.clone(), problem })
+    }
+
+    fn try_new(config: &Config) -> Result<Self, String> {
+        let url = check_url(&config.url)?;
+        let tls = tls::client_config(url.scheme() == "https", config)?;
+        let mut headers = HeaderMap::new();
+        if let Some(value) = authorization(&config.credentials)? {
+            headers.insert(AUTHORIZATION, value);
+        }
+        let client = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .no_proxy()
+            .referer(false)
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(config.guard.connect)
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(config.guard.gets_max + config.guard.puts_max)
+            .tcp_nodelay(true)
+            .http2_adaptive_window(false)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_timeout(PING_WAIT)
+            .build()
+            .map_err(|error| cause(&error))?;
+        let write = config.write.then_some(match config.write_method {
+            WriteMethod::Put => Method::PUT,
+            WriteMethod::Post => Method::POST,
+        });
+        Ok(Self { client, base: config.url.trim().trim_end_matches('/').to_owned(), write })
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, BackendError> {
+        request.send().await.map_err(|error| {
+            if error.is_connect() {
+                let timed_out = error.is_timeout();
+                BackendError::Connect(if timed_out { "timed out".into() } else { cause(&error) })
+            } else {
+                BackendError::Broken(cause(&error))
+            }
+        })
+    }
+
+    async fn fetch(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
+        let response = self.send(self.client.get(url_of(&self.base, name)?)).await?;
+        if response.status() == StatusCode::OK {
+            return fetched(response).map(Some);
+        }
+        let verdict = verdict(&response);
+        drain(response).await;
+        match verdict {
+            Verdict::Absent => Ok(None),
+            Verdict::Failed(error) => Err(error),
+        }
+    }
+
+    async fn store(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
+        let Some(method) = &self.write else { return Err(BackendError::ReadOnly) };
+        let request = self
+            .client
+            .request(method.clone(), url_of(&self.base, name)?)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(CONTENT_LENGTH, body.len)
+            .body(request_body(&body));
+        let response = self.send(request).await?;
+        let answer = match response.status().as_u16() {
+            200 | 201 | 202 | 204 => Ok(()),
+            405 | 501 => Err(BackendError::ReadOnly),
+            404 | 410 => Err(BackendError::Status(response.status().as_u16())),
+            _ => match verdict(&response) {
+                Verdict::Failed(error) => Err(error),
+                Verdict::Absent => Err(BackendError::Status(response.status().as_u16())),
+            },
+        };
+        drain(response).await;
+        answer
+    }
+
+    async fn head(&self, name: &Name) -> Result<bool, BackendError> {
+        let response = self.send(self.client.head(url_of(&self.base, name)?)).await?;
+        match response.status().as_u16() {
+            200 => Ok(true),
+            // Who knows no HEAD cannot tell; "not there" only costs an upload that was not needed.
+            405 | 501 => Ok(false),
+            _ => match verdict(&response) {
+                Verdict::Absent => Ok(false),
+                Verdict::Failed(error) => Err(error),
+            },
+        }
+    }
+}
+
+impl Backend for HttpBackend {
+    fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.fetch(name).boxed()
+    }
+
+    fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
+        self.store(name, body).boxed()
+    }
+
+    fn contains<'a>(&'a self, names: &'a [Name]) -> BoxFuture<'a, Result<Vec<bool>, BackendError>> {
+        stream::iter(names)
+            .map(|name| self.head(name))
+            .buffered(HEADS_AT_ONCE)
+            .try_collect()
+            .boxed()
+    }
+}
+
+/// What is wrong with a URL is told without the URL: it may hold a secret just where it is wrong.
+fn check_url(text: &str) -> Result<Url, String> {
+    let example = "write for example `https://cache.example.com/prefix`";
+    let url = Url::parse(text.trim()).map_err(|error| format!("its url: {error}; {example}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("its url holds credentials, which end up in logs and process lists; put them \
+                    into a file and name that by user_file (basic) or token_file (bearer)"
+            .to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!(
+            "its url has a `?` or `#`, but names of entries are appended to it; {example}"
+        ));
+    }
+    Ok(url)
+}
+
+fn authorization(credentials: &Credentials) -> Result<Option<HeaderValue>, String> {
+    let text = match credentials {
+        Credentials::None => return Ok(None),
+        Credentials::Bearer(token) => format!("Bearer {}", token.reveal()),
+        Credentials::Basic { user, password } => {
+            let pair = format!("{user}:{}", password.reveal());
+            format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+        }
+    };
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| "its token holds bytes that no HTTP header can carry, such as a line break")?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// The URL of an entry. Slashes of the name separate segments; every other byte that is not
+/// unreserved is encoded, `+` too, which some stores read as a space.
+fn url_of(base: &str, name: &Name) -> Result<String, BackendError> {
+    let path = name.to_string();
+    let mut url = String::with_capacity(base.len() + path.len() + 8);
+    url.push_str(base);
+    for segment in path.split('/') {
+        // URLs are normalised on the way, even when encoded: `a/../b` would name another entry.
+        if matches!(segment, "." | "..") {
+            return Err(BackendError::Unnameable);
+        }
+        url.push('/');
+        for byte in segment.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                url.push(char::from(byte));
+            } else {
+                url.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    Ok(url)
+}
+
+enum Verdict {
+    Absent,
+    Failed(BackendError),
+}
+
+/// What a status other than success means to any request.
+fn verdict(response: &Response) -> Verdict {
+    Verdict::Failed(match response.status().as_u16() {
+        204 | 404 | 410 => match doubt(response.headers()) {
+            None => return Verdict::Absent,
+            Some(why) => BackendError::Unsure(why),
+        },
+        code @ 300..=399 => BackendError::Redirect(code),
+        code @ (401 | 403) => BackendError::Denied(code),
+        413 => BackendError::TooLarge,
+        507 => BackendError::Full,
+        code => BackendError::Status(code),
+    })
+}
+
+/// Why a miss is not absence, if the answer says so. A word that a later larder may use is doubt.
+fn doubt(headers: &HeaderMap) -> Option<Why> {
+    let said = headers.get(MISS_HEADER)?.to_str().unwrap_or_default();
+    match Why::from_name(said).unwrap_or(Why::Fault) {
+        Why::Absent | Why::Local => None,
+        why @ (Why::Fault | Why::Deadline | Why::Breaker | Why::Policy) => Some(why),
+    }
+}
+
+/// The body of a success, if it is certain to arrive as it was stored.
+fn fetched(response: Response) -> Result<Fetched, BackendError> {
+    let headers = response.headers();
+    if let Some(encoding) = headers.get(CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        return Err(BackendError::Broken(format!(
+            "upstream encoded the body ({encoding:?}), which changes its bytes"
+        )));
+    }
+    let len = response.content_length();
+    let is_framed = response.version() >= Version::HTTP_2
+        || headers.contains_key(CONTENT_LENGTH)
+        || headers.contains_key(TRANSFER_ENCODING);
+    if !is_framed {
+        // Then the end of the connection is the end of the body, and a cut looks like success.
+        return Err(BackendError::Broken("upstream does not say where the body ends".into()));
+    }
+    Ok(Fetched { len, chunks: received(response, len) })
+}
+
+fn received(response: Response, len: Option<u64>) -> Chunks {
+    let pieces = Box::pin(response.bytes_stream());
+    Box::pin(stream::unfold(Some((pieces, 0_u64)), move |state| async move {
+        let (mut pieces, got) = state?;
+        match pieces.next().await {
+            Some(Ok(piece)) => {
+                let got = got + piece.len() as u64;
+                Some((Ok(piece), Some((pieces, got))))
+            }
+            Some(Err(error)) => Some((Err(broken_off(&error, got)), None)),
+            None if len.is_some_and(|len| got < len) => {
+                Some((Err(BodyError::Truncated { got }), None))
+            }
+            None => None,
+        }
+    }))
+}
+
+fn broken_off(error: &reqwest::Error, got: u64) -> BodyError {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if kind == Some(io::ErrorKind::UnexpectedEof) {
+            return BodyError::Truncated { got };
+        }
+        source = error.source();
+    }
+    BodyError::Broken(cause(error))
+}
+
+fn request_body(body: &Upload) -> reqwest::Body {
+    if body.len == 0 {
+        return reqwest::Body::from(Vec::new());
+    }
+    reqwest::Body::wrap_stream(exactly(body.len, (body.open)()))
+}
+
+/// The pieces of a body that is `len` long, or an error before the last of them.
+///
+/// The source is asked for its end before the last piece leaves: whatever it finds wrong only
+/// then, a digest above all, still breaks the request, and upstream stores nothing.
+fn exactly(len: u64, pieces: Chunks) -> Chunks {
+    Box::pin(stream::unfold(Some((pieces, 0_u64)), move |state| async move {
+        let (mut pieces, got) = state?;
+        let piece = match pieces.next().await {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => return Some((Err(error), None)),
+            None if got < len => return Some((Err(BodyError::Truncated { got }), None)),
+            None => return None,
+        };
+        let got = got + piece.len() as u64;
+        let next = if got == len { pieces.next().await } else { None };
+        match next {
+            Some(Err(error)) => Some((Err(error), None)),
+            None if got <= len => Some((Ok(piece), Some((pieces, got)))),
+            Some(Ok(_)) | None => Some((Err(BodyError::TooLarge { limit: len }), None)),
+        }
+    }))
+}
+
+/// Reads what is left of an answer, so that its connection can be used again. Where that would
+/// take too much or too long, the connection is dropped with the answer.
+async fn drain(mut response: Response) {
+    if response.content_length().is_some_and(|len| len > DRAIN_MAX as u64) {
+        return;
+    }
+    let reading = async {
+        let mut left = DRAIN_MAX;
+        while let Ok(Some(piece)) = response.chunk().await {
+            let Some(rest) = left.checked_sub(piece.len()) else { return };
+            left = rest;
+        }
+    };
+    // Either way the answer stands.
+    let _ = tokio::time::timeout(DRAIN_WAIT, reading).await;
+}
+
+/// The innermost reason, which alone says something to a person. It never holds the URL.
+fn cause(error: &reqwest::Error) -> String {
+    let Some(mut innermost) = error.source() else {
+        return if error.is_timeout() { "timed out" } else { "the request cannot be made" }.into();
+    };
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

@@ -1,0 +1,149 @@
+//! Whether a transfer makes progress: a floor for what is received, a due time for what is sent.
+//!
+//! Only time spent waiting for upstream counts; a consumer may take as long as it likes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use crate::backend::Upload;
+use crate::entry::Chunks;
+use crate::telemetry::metrics;
+
+/// A window of waiting ended with too few bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooSlow;
+
+/// Judges received bytes window by window. Pure.
+#[derive(Clone, Debug)]
+pub(super) struct Floor {
+    window: Duration,
+    /// What every window but the first must bring.
+    least: u64,
+    waited: Duration,
+    got: u64,
+    is_first: bool,
+}
+
+impl Floor {
+    pub(super) fn new(bytes_per_s: u64, window: Duration) -> Self {
+        let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        let least = bytes_per_s.saturating_mul(window_ms) / 1000;
+        Self { window, least, waited: Duration::ZERO, got: 0, is_first: true }
+    }
+
+    /// How much more waiting ends the window.
+    pub(super) fn left(&self) -> Duration {
+        self.window.saturating_sub(self.waited)
+    }
+
+    /// Counts `waited`, and the `bytes` that came at its end.
+    pub(super) fn advance(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
+        self.waited += waited;
+        self.got += bytes;
+        if self.waited < self.window {
+            return Ok(());
+        }
+        // TCP starts slowly and upstream may still be reading its disk: the first window is free.
+        let is_slow = !self.is_first && self.got < self.least;
+        self.waited = Duration::ZERO;
+        self.got = 0;
+        self.is_first = false;
+        if is_slow { Err(TooSlow) } else { Ok(()) }
+    }
+}
+
+/// Watches an upload from the side of its source: whether upstream still takes pieces.
+#[derive(Debug)]
+pub(super) struct Sending {
+    started: Instant,
+    /// When the last piece was taken, in milliseconds since `started`.
+    moved_ms: AtomicU64,
+    /// The source has not given us the next piece, or has broken: not upstream's fault.
+    is_ours: AtomicBool,
+}
+
+impl Sending {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            is_ours: AtomicBool::new(false),
+        })
+    }
+
+    /// The same body, with each piece noticed as it is taken.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        body: Upload,
+        upstream: &Arc<metrics::Upstream>,
+    ) -> Upload {
+        let (sending, upstream) = (self.clone(), upstream.clone());
+        let open = move || -> Chunks {
+            let (sending, upstream) = (sending.clone(), upstream.clone());
+            let mut pieces = (body.open)();
+            Box::pin(futures_util::stream::poll_fn(move |cx| {
+                let polled = pieces.poll_next_unpin(cx);
+                let is_ours = matches!(polled, Poll::Pending | Poll::Ready(Some(Err(_))));
+                sending.is_ours.store(is_ours, Ordering::Relaxed);
+                sending.touch();
+                if let Poll::Ready(Some(Ok(piece))) = &polled {
+                    upstream.bytes_out.add(piece.len() as u64);
+                }
+                polled
+            }))
+        };
+        Upload { len: body.len, open: Arc::new(open) }
+    }
+
+    fn touch(&self) {
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        self.is_ours.load(Ordering::Relaxed)
+    }
+
+    /// When upstream must have moved again, or answered, if it may rest for `rest`.
+    pub(super) fn due(&self, rest: Duration) -> Instant {
+        self.started + Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)) + rest
+    }
+
+    /// When all must be over, if a transfer at the floor's pace may take `rest` besides.
+    pub(super) fn end(&self, len: u64, bytes_per_s: u64, rest: Duration) -> Instant {
+        self.started + rest + Duration::from_secs(len / bytes_per_s.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_judges_every_window_but_the_first() {
+        const S: Duration = Duration::from_secs(1);
+        const KIB: u64 = 1 << 10;
+        // Pairs of seconds waited and bytes that came then; 64 KiB/s over windows of 2 s.
+        type Steps = &'static [(u32, u64)];
+        let cases: [(&str, Steps, bool); 7] = [
+            ("nothing in the first window", &[(1, 0), (1, 0)], true),
+            ("nothing in the second", &[(2, 0), (1, 0), (1, 0)], false),
+            ("one byte a second", &[(1, 1), (1, 1), (1, 1), (1, 1)], false),
+            ("just the floor", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB)], true),
+            ("a byte below it", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB - 1)], false),
+            ("all at the end of the window", &[(2, 0), (2, 128 * KIB)], true),
+            ("no waiting, few bytes", &[(2, 0), (0, 1), (0, 1), (0, 1)], true),
+        ];
+        for (what, steps, passes) in cases {
+            let mut floor = Floor::new(64 * KIB, 2 * S);
+            let result: Result<Vec<()>, TooSlow> =
+                steps.iter().map(|(waited, bytes)| floor.advance(S * *waited, *bytes)).collect();
+            assert_eq!(result.is_ok(), passes, "{what}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Uploads through the guard, in paused time: how long they may take, and whose fault it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::tests::setup;
+use super::*;
+use crate::backend::memory::Fault;
+use crate::entry::{BodyError, Chunks};
+
+/// A body that takes `every` to give each of its pieces.
+fn slow_source(pieces: u64, every: Duration) -> Upload {
+    let open = move || -> Chunks {
+        Box::pin(stream::iter(0..pieces).then(move |_| async move {
+            sleep(every).await;
+            Ok(Bytes::from("x"))
+        }))
+    };
+    Upload { len: pieces, open: Arc::new(open) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_may_take_long_while_it_moves_but_not_without() {
+    const S: Duration = Duration::from_secs(1);
+    let setup = setup(Config { floor_bytes_per_s: 1, ..Config::default() });
+    assert_eq!(setup.put(slow_source(20, S)).await, "Ok(())", "20 s, a piece each second");
+    let cases = [
+        ("no answer", Fault::Hang, slow_source(1, S), 10),
+        ("an answer after its time", Fault::Delay(S * 11), slow_source(1, S), 10),
+        // Moving, but slower than the floor: 3 bytes may take 3 s besides the answer's 10.
+        ("ever slower", Fault::Delay(S * 9), slow_source(3, S * 9), 13),
+    ];
+    for (what, fault, body, took_s) in cases {
+        setup.memory.fault_next(fault);
+        let started = Instant::now();
+        let shown = setup.put(body).await;
+        assert!(shown.starts_with("Err(Deadline"), "{what}: {shown}");
+        assert_eq!(started.elapsed().as_secs(), took_s, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn our_own_disk_is_not_upstreams_trouble() {
+    let setup = setup(Config::default());
+    let never = Upload { len: 1, open: Arc::new(|| -> Chunks { Box::pin(stream::pending()) }) };
+    let corrupt = Upload {
+        len: 1,
+        open: Arc::new(|| -> Chunks {
+            Box::pin(stream::once(std::future::ready(Err(BodyError::Corrupt))))
+        }),
+    };
+    for _ in 0..6 {
+        assert!(setup.put(never.clone()).await.contains("Deadline"));
+        assert!(setup.put(corrupt.clone()).await.contains("Broken"));
+    }
+    assert_eq!(setup.upstream.state(), "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_upstream_is_told_from_a_slow_disk_by_who_was_waited_for() {
+    let setup = setup(Config::default());
+    setup.memory.fault_always(Fault::Hang);
+    for _ in 0..5 {
+        assert!(setup.put(Upload::bytes(Bytes::from("b"))).await.contains("Deadline"));
+    }
+    assert_eq!(setup.upstream.state(), "open");
+}

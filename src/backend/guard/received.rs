@@ -1,0 +1,158 @@
+//! A body on its way from upstream, watched to its end: its pace, its ticket, its seat.
+//!
+//! Cancel-safe: a consumer that goes away drops all three, and nothing counts against upstream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep};
+
+use crate::backend::Fetched;
+use crate::backend::guard::breaker::Outcome;
+use crate::backend::guard::progress::Floor;
+use crate::backend::guard::{Leave, SMALL_BODY_BYTES};
+use crate::entry::BodyError;
+use crate::telemetry::metrics::Upstream;
+
+/// A probe that has brought this much need not end before others may ask: a large body would
+/// keep everybody out while it is doing well.
+const PROBE_PROOF_BYTES: u64 = 256 << 10;
+/// Below, a body tells about latency, not about bandwidth.
+const MEASURED_FROM_BYTES: u64 = 256 << 10;
+
+pub(super) struct Received {
+    inner: Fetched,
+    leave: Leave,
+    /// Held until the body ends: what is limited is transfers, not questions.
+    _seat: OwnedSemaphorePermit,
+    floor: Floor,
+    /// When a small body must be here.
+    end: Option<Instant>,
+    first_byte: Instant,
+    got: u64,
+    /// Since when upstream has been waited for, and what ends the wait.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+    is_done: bool,
+}
+
+impl Received {
+    /// `asked` is when the request was made.
+    pub(super) fn new(
+        inner: Fetched,
+        leave: Leave,
+        seat: OwnedSemaphorePermit,
+        asked: Instant,
+    ) -> Self {
+        let config = leave.config();
+        let is_small = inner.len.is_some_and(|len| len <= SMALL_BODY_BYTES);
+        let mut this = Self {
+            floor: Floor::new(config.floor_bytes_per_s, config.window),
+            end: is_small.then(|| asked + config.small_get),
+            first_byte: Instant::now(),
+            got: 0,
+            waiting: None,
+            is_done: false,
+            _seat: seat,
+            inner,
+            leave,
+        };
+        if this.inner.len == Some(0) {
+            // Nobody needs to read what is empty.
+            this.on_end();
+        }
+        this
+    }
+
+    fn on_piece(&mut self, piece: Bytes) -> Result<Bytes, BodyError> {
+        let waited = self.waiting.take().map(|(since, _)| since.elapsed()).unwrap_or_default();
+        let size = piece.len() as u64;
+        self.got += size;
+        self.leave.upstream().bytes_in.add(size);
+        let pace = self.floor.advance(waited, size);
+        if self.inner.len.is_some_and(|len| self.got >= len) {
+            // Whoever counts bytes does not come back for the end.
+            self.on_end();
+        } else if pace.is_err() {
+            return Err(self.on_stall());
+        }
+        if self.got >= PROBE_PROOF_BYTES {
+            self.leave.prove();
+        }
+        Ok(piece)
+    }
+
+    fn on_end(&mut self) {
+        self.leave.settle(Outcome::Good);
+        let took = self.first_byte.elapsed().as_secs_f64();
+        if self.got >= MEASURED_FROM_BYTES && took > 0.0 && !self.is_done {
+            measure(self.leave.upstream(), self.got as f64 * 8.0 / took);
+        }
+        self.is_done = true;
+    }
+
+    fn on_stall(&mut self) -> BodyError {
+        let waited = self.first_byte.elapsed();
+        self.on_trouble();
+        BodyError::Stalled { waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    fn on_trouble(&mut self) {
+        self.leave.upstream().failures.inc();
+        self.leave.settle(Outcome::Trouble);
+        self.is_done = true;
+    }
+
+    /// Upstream has nothing for us now. Ready: it has had long enough.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        loop {
+            let now = Instant::now();
+            let due = now + self.floor.left();
+            let due = self.end.map_or(due, |end| due.min(end));
+            let (since, timer) =
+                self.waiting.get_or_insert_with(|| (now, Box::pin(tokio::time::sleep_until(due))));
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let waited = now.saturating_duration_since(*since);
+            self.waiting = None;
+            let is_late = self.end.is_some_and(|end| now >= end);
+            if self.floor.advance(waited, 0).is_err() || is_late {
+                return Poll::Ready(self.on_stall());
+            }
+        }
+    }
+}
+
+impl Stream for Received {
+    type Item = Result<Bytes, BodyError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.is_done {
+            return Poll::Ready(None);
+        }
+        match this.inner.chunks.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(piece))) => Poll::Ready(Some(this.on_piece(piece))),
+            Poll::Ready(Some(Err(error))) => {
+                this.on_trouble();
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(None) => {
+                this.on_end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => this.poll_patience(cx).map(|error| Some(Err(error))),
+        }
+    }
+}
+
+/// Smooths over about four bodies. Two that end at once may lose one measurement, not the value.
+fn measure(upstream: &Upstream, bits_per_s: f64) {
+    let before = upstream.bandwidth_bits.get();
+    let smooth = if before == 0 { bits_per_s } else { before as f64 * 0.75 + bits_per_s * 0.25 };
+    #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
+    upstream.bandwidth_bits.set(smooth as u64);
+}
