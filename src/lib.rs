@@ -5,8 +5,11 @@
 pub mod admin;
 pub mod backend;
 pub mod cache;
+pub mod client;
 pub mod entry;
 pub mod frontend;
+pub mod gocache;
+pub mod gocacheprog;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
