@@ -152,12 +152,15 @@ impl Daemon {
         let http = bound.http.clone();
         let sources = admin::Sources {
             cache: cache.clone(),
-            workers: workers.clone(),
+            workers: Arc::new({
+                let workers = workers.clone();
+                move || control::workers_json(&workers)
+            }),
             listen: http.clone(),
             ready: ready.clone(),
         };
         let control: Arc<dyn Control> =
-            Arc::new(Controls::new(sources.clone(), stopping.clone()));
+            Arc::new(Controls::new(sources.clone(), workers.clone(), stopping.clone()));
         let socket = config.frontend.socket.clone();
         let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone());
         let doors = Tasks::new();
