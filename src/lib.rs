@@ -8,6 +8,7 @@ pub mod cache;
 pub mod config;
 pub mod entry;
 pub mod frontend;
+pub mod git;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
