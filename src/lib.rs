@@ -5,10 +5,13 @@
 pub mod admin;
 pub mod backend;
 pub mod cache;
+pub mod client;
 pub mod config;
 pub mod entry;
 pub mod frontend;
 pub mod git;
+pub mod gocache;
+pub mod gocacheprog;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

@@ -80,6 +80,14 @@ impl Layout {
         path
     }
 
+    /// Whether what is in the directory, if anything, is laid out as this version does it.
+    pub fn is_of_this_format(&self) -> bool {
+        match std::fs::read_to_string(self.dir.join("format")) {
+            Ok(text) => text == FORMAT,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// Makes or checks the directory and takes the lock. The lock lives as long as the file.
     pub fn open(&self) -> Result<File, LayoutError> {
         let io = |source| LayoutError::Io { dir: self.dir.clone(), source };

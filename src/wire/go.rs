@@ -149,6 +149,11 @@ pub enum Frame {
         actions: Vec<[u8; 32]>,
     },
     Report(Report),
+    /// Said by a helper right after `Welcome`, before its first question: whether it sees the
+    /// daemon's store and may write there. Without it the daemon takes it that it does.
+    Sees {
+        store: bool,
+    },
     /// Questions and answers of the control client, JSON.
     Control(String),
     ControlReply(String),
@@ -209,6 +214,7 @@ impl Frame {
             Self::Report(_) => 19,
             Self::Control(_) => 20,
             Self::ControlReply(_) => 21,
+            Self::Sees { .. } => 22,
         }
     }
 
@@ -251,6 +257,7 @@ impl Frame {
                 out.extend_from_slice(&id.to_le_bytes());
                 out.extend_from_slice(bytes);
             }
+            Self::Sees { store } => out.push(u8::from(*store)),
             Self::Used { actions } => {
                 for action in actions {
                     out.extend_from_slice(action);
@@ -293,6 +300,7 @@ impl Frame {
                 let (actions, rest) = rest.as_chunks::<32>();
                 return rest.is_empty().then(|| Self::Used { actions: actions.to_vec() });
             }
+            22 => Self::Sees { store: cursor.u8()? != 0 },
             _ => return None,
         };
         cursor.0.is_empty().then_some(frame)
@@ -419,6 +427,7 @@ mod tests {
             (id, any::<Vec<u8>>()).prop_map(|(id, bytes)| Frame::Piece { id, bytes }),
             prop::collection::vec(any::<[u8; 32]>(), 0..9)
                 .prop_map(|actions| Frame::Used { actions }),
+            any::<bool>().prop_map(|store| Frame::Sees { store }),
             ".{0,80}".prop_map(Frame::Control),
             ".{0,80}".prop_map(Frame::ControlReply),
             ".{0,20}".prop_map(|session| Frame::Hello(Hello { session, ..Hello::default() })),

@@ -1,0 +1,130 @@
+//! What a helper has done, for its reports: totals, actions to be marked as used, and how long ago
+//! each missing action was asked for, which is what its output cost.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::store::record::Row;
+use crate::units::Timestamp;
+use crate::wire::go::{Frame, Report};
+
+/// A use is told when the last one that is known is older.
+const USED_AFTER_S: u64 = 300;
+/// Missing actions that are remembered; what is built beyond has no known cost.
+const MISSED_MAX: usize = 64 << 10;
+/// Actions in one frame.
+const USED_MAX: usize = 16 << 10;
+
+#[derive(Debug, Default)]
+pub(super) struct Account(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    report: Report,
+    told: Report,
+    used: Vec<[u8; 32]>,
+    missed: HashMap<[u8; 32], Duration>,
+}
+
+impl Account {
+    pub(super) fn get(&self) {
+        self.locked().report.gets += 1;
+    }
+
+    pub(super) fn hit_index(&self, action: [u8; 32], row: &Row, touched_s: u32, now: Timestamp) {
+        let mut inner = self.locked();
+        inner.report.hits_index += 1;
+        inner.report.saved_ms += u64::from(row.cost_ms);
+        if now.seconds().saturating_sub(u64::from(touched_s)) > USED_AFTER_S
+            && inner.used.len() < USED_MAX
+        {
+            inner.used.push(action);
+        }
+    }
+
+    pub(super) fn hit_native(&self) {
+        self.locked().report.hits_native += 1;
+    }
+
+    /// go was told to build this.
+    pub(super) fn missed(&self, action: [u8; 32], at: Duration) {
+        let mut inner = self.locked();
+        if inner.missed.len() < MISSED_MAX {
+            inner.missed.insert(action, at);
+        }
+    }
+
+    /// go has built this; returns for how long, in milliseconds.
+    pub(super) fn built(&self, action: &[u8; 32], at: Duration) -> u32 {
+        let mut inner = self.locked();
+        inner.report.puts += 1;
+        let since = inner.missed.remove(action);
+        let cost = since.map_or(Duration::ZERO, |since| at.saturating_sub(since));
+        u32::try_from(cost.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// What there is to tell since the last time.
+    pub(super) fn news(&self) -> Vec<Frame> {
+        let mut inner = self.locked();
+        let mut frames = Vec::new();
+        if !inner.used.is_empty() {
+            frames.push(Frame::Used { actions: std::mem::take(&mut inner.used) });
+        }
+        if inner.report != inner.told {
+            inner.told = inner.report.clone();
+            frames.push(Frame::Report(inner.report.clone()));
+        }
+        frames
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Class, Digest};
+    use crate::store::record::{Place, Stamp};
+    use crate::store::segment::Position;
+
+    #[test]
+    fn a_build_costs_the_time_from_its_miss_to_its_put() {
+        let account = Account::default();
+        account.missed([1; 32], Duration::from_millis(500));
+        assert_eq!(account.built(&[1; 32], Duration::from_millis(1_700)), 1_200);
+        assert_eq!(account.built(&[1; 32], Duration::from_secs(9)), 0, "told once");
+        assert_eq!(account.built(&[2; 32], Duration::from_secs(9)), 0, "never asked for");
+        let report = Report { puts: 3, ..Report::default() };
+        assert_eq!(account.news(), [Frame::Report(report)]);
+        assert_eq!(account.news(), []);
+    }
+
+    #[test]
+    fn only_uses_that_are_news_are_told() {
+        let account = Account::default();
+        let row = Row {
+            place: Place::Elsewhere,
+            class: Class::Archive,
+            has_more: false,
+            at: Position::default(),
+            len: 0,
+            digest: Digest::EMPTY,
+            size: 0,
+            stored: Timestamp(0),
+            cost_ms: 40,
+            c_env: 0,
+            touched: 0,
+            condemned: 0,
+            stamp: Stamp::default(),
+        };
+        let now = Timestamp::from_seconds(1_000_000);
+        account.hit_index([1; 32], &row, 999_900, now);
+        account.hit_index([2; 32], &row, 999_000, now);
+        let report = Report { hits_index: 2, saved_ms: 80, ..Report::default() };
+        let used = Frame::Used { actions: vec![[2; 32]] };
+        assert_eq!(account.news(), [used, Frame::Report(report)]);
+    }
+}
