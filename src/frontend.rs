@@ -1,9 +1,27 @@
-//! What clients speak to.
+//! What clients speak to: listeners, the URL space, one protocol a file.
+//!
+//! Knows protocols and their codes; never opens an entry's file and never calls a backend.
+//!
+//! Order of reading: `listener` (connections), `access` (who may come in), `route` (the URL space),
+//! `request` and `respond` (HTTP in and out), `http` (a request's way), then one file a protocol.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use futures_util::future::BoxFuture;
+
+use crate::cache::Cache;
 use crate::units::Secret;
+
+mod access;
+mod go;
+mod http;
+pub mod listener;
+mod request;
+mod respond;
+pub mod route;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
@@ -37,4 +55,58 @@ pub struct Token {
     pub namespace: Option<String>,
     pub trust: Option<String>,
     pub write: bool,
+}
+
+/// What the control client may ask of the daemon; the daemon itself answers.
+pub trait Control: Send + Sync {
+    /// Answers a request. `progress` may be called with what a person would like to see meanwhile.
+    fn call<'a>(
+        &'a self,
+        request: serde_json::Value,
+        progress: &'a (dyn Fn(serde_json::Value) + Send + Sync),
+    ) -> BoxFuture<'a, serde_json::Value>;
+}
+
+/// What every connection needs.
+#[derive(Clone)]
+pub struct Frontend {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cache: Cache,
+    config: Config,
+    control: Arc<dyn Control>,
+    /// Addresses where HTTP is served, for clients that ask.
+    http: Vec<String>,
+    connections: AtomicUsize,
+    /// When the last connection was there, in milliseconds of the clock; for idle daemons.
+    last_seen_ms: AtomicU64,
+}
+
+impl Frontend {
+    pub fn new(cache: Cache, config: Config, control: Arc<dyn Control>, http: Vec<String>) -> Self {
+        let inner = Inner {
+            cache,
+            config,
+            control,
+            http,
+            connections: AtomicUsize::new(0),
+            last_seen_ms: AtomicU64::new(0),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// How many connections are open, and for how long there have been none.
+    pub fn idle(&self) -> (usize, std::time::Duration) {
+        let seen = self.inner.last_seen_ms.load(Ordering::Relaxed);
+        let seen = std::time::Duration::from_millis(seen);
+        let now = self.inner.cache.clock().elapsed();
+        (self.inner.connections.load(Ordering::Relaxed), now.saturating_sub(seen))
+    }
+
+    fn seen(&self) {
+        let now = u64::try_from(self.inner.cache.clock().elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.inner.last_seen_ms.store(now, Ordering::Relaxed);
+    }
 }

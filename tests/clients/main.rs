@@ -1,1 +1,16 @@
-fn main() {}
+//! Real clients against larder, and the tools that run them.
+//!
+//! A client that is not installed makes its tests say `SKIPPED`; `LARDER_TEST_CLIENTS=install`
+//! installs all. What needs no real client is in `tests/it`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../../benches/support/wan.rs"]
+mod wan;
+
+mod tools_cache_server;
+mod tools_go;
+mod tools_nginx;
+mod tools_wan;

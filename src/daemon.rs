@@ -1,0 +1,298 @@
+//! The daemon: settings → store → backends → cache → workers → frontends → admin.
+//!
+//! Everything is opened and bound before anything is served, so that what is wrong is said at
+//! once. Then it serves until a signal, a `stop`, or long idleness, and drains in good order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::{self, Admin, AdminHandle};
+use crate::backend;
+use crate::cache::Cache;
+use crate::cache::realm::Upstream;
+use crate::config::Config;
+use crate::daemon::control::Controls;
+use crate::frontend::listener::{self, BindError};
+use crate::frontend::{Control, Frontend};
+use crate::store::{OpenError, Store};
+use crate::tasks::Tasks;
+use crate::telemetry::{Metrics, log};
+use crate::units::{Clock, show_count};
+use crate::worker::Workers;
+
+mod control;
+
+/// Requests under way when the signal comes may finish within this.
+const FINISH_WITHIN: Duration = Duration::from_secs(1);
+/// Uploads go on for this long after a signal; the rest stays in the journal.
+const UPLOAD_WITHIN: Duration = Duration::from_secs(5);
+/// How often an auto-started daemon looks whether anybody still needs it.
+const IDLE_LOOK_MAX: Duration = Duration::from_secs(30);
+
+/// How the daemon was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// By a client, in the background: it ends when nobody needs it.
+    pub detached: bool,
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Upstream(#[from] backend::BuildError),
+    #[error("admin: {0}; choose another address with --admin, or `--admin off`")]
+    Admin(std::io::Error),
+    #[error("{0}")]
+    Log(String),
+    #[error("cannot start: {0}")]
+    System(std::io::Error),
+}
+
+impl StartError {
+    /// The process's exit code, as scripts rely on it.
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Store(_) => 5,
+            Self::Bind(_) | Self::Upstream(_) | Self::Admin(_) | Self::Log(_) => 2,
+            Self::System(_) => 1,
+        }
+    }
+}
+
+/// Runs the daemon until it is told to end.
+pub fn run(config: Config, options: Options) -> Result<(), StartError> {
+    log::start(&config.log).map_err(StartError::Log)?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("larder")
+        .build()
+        .map_err(StartError::System)?;
+    let result = runtime.block_on(async {
+        let daemon = Daemon::start(config).await?;
+        daemon.announce();
+        daemon.until_told(options).await;
+        daemon.stop().await;
+        Ok(())
+    });
+    // Blocking work that a dead disk holds up must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    result
+}
+
+/// A running daemon.
+pub struct Daemon {
+    cache: Cache,
+    workers: Workers,
+    frontend: Frontend,
+    tasks: Tasks,
+    stopping: watch::Sender<bool>,
+    ready: Arc<AtomicBool>,
+    admin: Option<AdminHandle>,
+    admin_at: Option<std::net::SocketAddr>,
+    http: Vec<String>,
+    socket: std::path::PathBuf,
+    idle_exit: Duration,
+}
+
+impl Daemon {
+    /// Opens, binds and serves. Run inside a runtime; tests start daemons like this.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let metrics = Arc::new(Metrics::default());
+        let tasks = Tasks::new();
+        let store = {
+            let (config, clock, metrics) = (config.store.clone(), clock.clone(), metrics.clone());
+            let open = move || Store::open(&config, clock, metrics);
+            let opened = tasks.blocking("open the store", open).await;
+            opened.ok_or_else(|| StartError::System(std::io::Error::other("panicked")))??
+        };
+        match Self::start_on(&store, config, &clock, metrics, tasks).await {
+            Ok(daemon) => Ok(daemon),
+            Err(error) => {
+                store.close();
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_on(
+        store: &Store,
+        config: Config,
+        clock: &Clock,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Result<Self, StartError> {
+        let upstreams = build_upstreams(&config, &metrics, clock)?;
+        let cache = Cache::new(
+            config.cache,
+            store.clone(),
+            upstreams,
+            tasks.clone(),
+            metrics,
+            clock.clone(),
+        );
+        let bound = listener::bind(&config.frontend).await?;
+        let admin = Admin::bind(&config.admin).map_err(StartError::Admin)?;
+        let admin_at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
+        let workers = Workers::start(&cache);
+        let ready = Arc::new(AtomicBool::new(false));
+        let stopping = watch::Sender::new(false);
+        let http = bound.http.clone();
+        let sources = admin::Sources {
+            cache: cache.clone(),
+            workers: workers.clone(),
+            listen: http.clone(),
+            ready: ready.clone(),
+        };
+        let control: Arc<dyn Control> =
+            Arc::new(Controls::new(sources.clone(), stopping.clone()));
+        let socket = config.frontend.socket.clone();
+        let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone());
+        frontend.serve(bound, &tasks.shutdown_signal());
+        let admin = admin
+            .map(|admin| admin.serve(sources))
+            .transpose()
+            .map_err(StartError::Admin)?;
+        ready.store(true, Ordering::Release);
+        Ok(Self {
+            cache,
+            workers,
+            frontend,
+            tasks,
+            stopping,
+            ready,
+            admin,
+            admin_at,
+            http,
+            socket,
+            idle_exit: config.worker.idle_exit,
+        })
+    }
+
+    pub const fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Where HTTP is served over TCP.
+    pub fn http(&self) -> &[String] {
+        &self.http
+    }
+
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    pub const fn admin_at(&self) -> Option<std::net::SocketAddr> {
+        self.admin_at
+    }
+
+    fn announce(&self) {
+        let store = self.cache.store();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            socket = %self.socket.display(),
+            http = self.http.join(" "),
+            admin = self.admin_at.map(|at| at.to_string()).unwrap_or_else(|| "off".into()),
+            store = %store.dir().display(),
+            entries = store.entries(),
+            owed = store.owed_entries(),
+            "larder serves"
+        );
+    }
+
+    /// Waits for a signal, a `stop`, or idleness.
+    async fn until_told(&self, options: Options) {
+        let mut told = self.stopping.subscribe();
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            // Without signals there is still `stop`.
+            let _ = told.wait_for(|told| *told).await;
+            return;
+        };
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
+            _ = told.wait_for(|told| *told) => tracing::info!("told to stop: ending"),
+            () = self.until_idle(), if options.detached => tracing::info!("nobody here: ending"),
+        }
+    }
+
+    /// Returns when nobody has been here for long, after trying to upload what is owed.
+    async fn until_idle(&self) {
+        let look = (self.idle_exit / 4).min(IDLE_LOOK_MAX);
+        loop {
+            tokio::time::sleep(look).await;
+            let (connections, since) = self.frontend.idle();
+            if connections > 0 || since < self.idle_exit {
+                continue;
+            }
+            if self.cache.store().owed_entries() > 0 {
+                self.workers.flush(Duration::from_secs(60)).await;
+                if self.frontend.idle().0 > 0 {
+                    continue;
+                }
+            }
+            return;
+        }
+    }
+
+    /// Ends in good order: no new requests, those under way finish, uploads go on for a moment,
+    /// the rest stays in the journal.
+    pub async fn stop(mut self) {
+        self.ready.store(false, Ordering::Release);
+        self.tasks.begin_shutdown();
+        let left = self.workers.drain(UPLOAD_WITHIN).await;
+        if left.left_entries > 0 {
+            tracing::info!(
+                "{} uploads are owed and stay in the journal",
+                show_count(left.left_entries)
+            );
+        }
+        let alive = self.tasks.drain(FINISH_WITHIN).await;
+        if alive > 0 {
+            tracing::debug!(alive, "tasks were cut off");
+        }
+        let store = self.cache.store().clone();
+        // Joining the committing thread blocks; it has a last commit to make.
+        self.tasks.blocking("close the store", move || store.close()).await;
+        drop(self.admin.take());
+        tracing::info!("ended");
+    }
+}
+
+fn build_upstreams(
+    config: &Config,
+    metrics: &Metrics,
+    clock: &Clock,
+) -> Result<Vec<Upstream>, StartError> {
+    let mut upstreams = Vec::new();
+    for (config, seed) in config.upstreams.iter().zip(clock.now().0..) {
+        upstreams.push(Upstream {
+            name: config.name.as_str().into(),
+            url: config.url.as_str().into(),
+            backend: backend::build(config, metrics, seed)?,
+            writes: config.write,
+        });
+    }
+    Ok(upstreams)
+}
+
+/// Takes all descriptors that the system lets us have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Refused is fine: the limits on connections and open segments hold all the same.
+    let _ = setrlimit(Resource::Nofile, raised);
+}

@@ -1,0 +1,152 @@
+//! What the control client may ask: each operation by name, answered in JSON.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::admin::{self, Sources};
+use crate::cache::realm::Wanted;
+use crate::entry::RealmId;
+use crate::frontend::Control;
+use crate::store::verify::{Purge, Verified};
+
+/// How often progress is told, in entries.
+const PROGRESS_EVERY: u64 = 512;
+/// Bad entries named in an answer; their number is always told.
+const NAMED_MAX: usize = 1000;
+const FLUSH_DEFAULT: Duration = Duration::from_secs(600);
+
+/// Answers with what the daemon knows.
+pub(super) struct Controls {
+    sources: Sources,
+    stopping: watch::Sender<bool>,
+}
+
+impl Controls {
+    pub(super) const fn new(sources: Sources, stopping: watch::Sender<bool>) -> Self {
+        Self { sources, stopping }
+    }
+
+    async fn flush(&self, request: &Value) -> Value {
+        let within = request["timeout_ms"].as_u64().map_or(FLUSH_DEFAULT, Duration::from_millis);
+        let flushed = self.sources.workers.flush(within).await;
+        json!({
+            "left_entries": flushed.left_entries,
+            "left_bytes": flushed.left_bytes,
+            "why": flushed.why,
+        })
+    }
+
+    async fn verify(
+        &self,
+        request: &Value,
+        progress: &(dyn Fn(Value) + Send + Sync),
+    ) -> Value {
+        let store = self.sources.cache.store().clone();
+        let repair = request["repair"].as_bool().unwrap_or(false);
+        let (sender, mut steps) = tokio::sync::mpsc::channel(16);
+        let work = self.sources.cache.tasks().blocking("verify", move || {
+            store.verify(repair, |so_far| {
+                if so_far.entries.is_multiple_of(PROGRESS_EVERY) {
+                    // A step that nobody has time for is left out.
+                    let _ = sender.try_send((so_far.entries, so_far.bytes));
+                }
+            })
+        });
+        tokio::pin!(work);
+        let report = loop {
+            tokio::select! {
+                report = &mut work => break report.unwrap_or_default(),
+                Some((entries, bytes)) = steps.recv() => {
+                    progress(json!({"progress": {"entries": entries, "bytes": bytes}}));
+                }
+            }
+        };
+        if repair && report.repaired > 0 {
+            self.sources.cache.memory().clear();
+        }
+        verified_json(&report)
+    }
+
+    async fn purge(&self, request: &Value) -> Value {
+        let realm = match request["realm"].as_str() {
+            None => None,
+            Some(name) => match self.realm(name) {
+                Ok(id) => Some(id),
+                Err(error) => return json!({"error": error}),
+            },
+        };
+        let purge = Purge {
+            older_than: request["older_than_s"].as_u64().map(Duration::from_secs),
+            realm,
+            writer: request["writer"].as_str().map(str::to_owned),
+        };
+        let store = self.sources.cache.store().clone();
+        let removed = self
+            .sources
+            .cache
+            .tasks()
+            .blocking("purge", move || store.purge(&purge))
+            .await
+            .unwrap_or(0);
+        // What was purged must not be served from memory.
+        self.sources.cache.memory().clear();
+        json!({"removed": removed})
+    }
+
+    fn realm(&self, name: &str) -> Result<RealmId, String> {
+        if let Some(id) = RealmId::from_hex(name) {
+            return Ok(id);
+        }
+        let config = self.sources.cache.config();
+        let trust = (name == config.namespace).then_some(config.trust.as_deref()).flatten();
+        let wanted = Wanted { namespace: name, trust, upstream: None };
+        let realm = self.sources.cache.realms().resolve(wanted);
+        realm.map(|realm| realm.id).map_err(|error| error.to_string())
+    }
+}
+
+fn verified_json(report: &Verified) -> Value {
+    let bad: Vec<Value> = report
+        .bad
+        .iter()
+        .take(NAMED_MAX)
+        .map(|(key, problem)| json!({"key": key.to_string(), "problem": problem}))
+        .collect();
+    json!({
+        "entries": report.entries,
+        "bytes": report.bytes,
+        "bad_entries": report.bad.len(),
+        "bad": bad,
+        "repaired": report.repaired,
+    })
+}
+
+impl Control for Controls {
+    fn call<'a>(
+        &'a self,
+        request: Value,
+        progress: &'a (dyn Fn(Value) + Send + Sync),
+    ) -> BoxFuture<'a, Value> {
+        Box::pin(async move {
+            let mut reply = match request["op"].as_str() {
+                Some("stats" | "sessions") => admin::status::collect(&self.sources),
+                Some("flush") => self.flush(&request).await,
+                Some("verify") => self.verify(&request, progress).await,
+                Some("purge") => self.purge(&request).await,
+                Some("stop") => {
+                    self.stopping.send_replace(true);
+                    json!({"pid": std::process::id()})
+                }
+                _ => json!({"error": "unknown operation: this daemon may be of an older version"}),
+            };
+            if let Value::Object(reply) = &mut reply {
+                reply.insert("done".into(), Value::Bool(true));
+                reply.entry("version").or_insert_with(|| Value::from(1));
+            }
+            reply
+        })
+    }
+}

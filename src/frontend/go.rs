@@ -1,0 +1,475 @@
+//! The daemon's side of Go's helper and of the control client: frames in, frames out.
+//!
+//! Lookups run side by side and are answered in any order; puts are recorded as they come.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::cache::GoPut;
+use crate::cache::realm::{Realm, Wanted};
+use crate::cache::session::{Opening, Session};
+use crate::entry::{BodyError, Class, Digest, Found, Incoming, Key, Lookup, Meta, RealmId, Why};
+use crate::frontend::Frontend;
+use crate::frontend::listener::Peer;
+use crate::tasks::Shutdown;
+use crate::telemetry::metrics::Protocol;
+use crate::units::Timestamp;
+use crate::wire::go::{self as wire, Entry, Frame, Hello, PIECE_MAX, Refused, Report, Welcome};
+
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Lookups of one helper at a time: go asks no more than it has processors.
+const LOOKUPS_MAX: usize = 256;
+/// Answers that wait for a helper to read them.
+const ANSWERS_MAX: usize = 1024;
+/// Pieces of a body that wait to be stored.
+const PIECES_MAX: usize = 16;
+/// Bodies that a helper may send at the same time.
+const BODIES_MAX: usize = 64;
+
+/// Speaks with one helper until it leaves.
+pub(super) async fn serve<S>(frontend: Frontend, stream: S, peer: Peer, mut shutdown: Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let hello = tokio::time::timeout(HELLO_WITHIN, read_frame(&mut reader)).await;
+    let Ok(Ok(Some(Frame::Hello(hello)))) = hello else { return };
+    let guest = match frontend.greet(&hello, &peer) {
+        Ok(guest) => guest,
+        Err(reason) => {
+            let _ = write_frame(&mut writer, &Frame::Refused(refused(reason))).await;
+            return;
+        }
+    };
+    if write_frame(&mut writer, &Frame::Welcome(guest.welcome.clone())).await.is_err() {
+        return;
+    }
+    let (answers, queue) = mpsc::channel(ANSWERS_MAX);
+    let tasks = frontend.inner.cache.tasks().clone();
+    tasks.spawn("answers", write_all(writer, queue));
+    let mut conversation = Conversation {
+        frontend,
+        guest: Arc::new(guest),
+        answers,
+        lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+        bodies: HashMap::new(),
+        reported: Report::default(),
+    };
+    conversation.open();
+    loop {
+        let frame = tokio::select! {
+            frame = read_frame(&mut reader) => frame,
+            () = shutdown.wait() => break,
+        };
+        match frame {
+            Ok(Some(frame)) => {
+                if !conversation.hear(frame).await {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%error, "helper: the conversation broke off");
+                break;
+            }
+        }
+    }
+    conversation.close();
+}
+
+/// A helper that was let in.
+struct Guest {
+    hello: Hello,
+    realm: Arc<Realm>,
+    /// Whether it may store at all.
+    writes: bool,
+    is_local: bool,
+    /// Whether it sees the store, so that a digest is all it needs to find an output.
+    sees_store: AtomicBool,
+    session: Option<Arc<Session>>,
+    welcome: Welcome,
+}
+
+fn refused(reason: String) -> Refused {
+    Refused { protocol: wire::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), reason }
+}
+
+impl Frontend {
+    /// Lets a helper in, or says in words why not.
+    fn greet(&self, hello: &Hello, peer: &Peer) -> Result<Guest, String> {
+        if hello.protocol != wire::PROTOCOL {
+            return Err(format!(
+                "the daemon is larder {} and this is {}; restart it with `larder stop`",
+                env!("CARGO_PKG_VERSION"),
+                hello.version
+            ));
+        }
+        let is_local = matches!(peer, Peer::Unix);
+        let token = self.token_of(hello.token.as_deref());
+        if !is_local && token.is_none() {
+            return Err("over TCP a token is needed (set LARDER_TOKEN)".into());
+        }
+        let config = self.inner.cache.config();
+        let namespace = token
+            .and_then(|token| token.namespace.as_deref())
+            .or(hello.namespace.as_deref())
+            .unwrap_or(&config.namespace);
+        let trust = token
+            .and_then(|token| token.trust.as_deref())
+            .or(hello.trust.as_deref())
+            .or(config.trust.as_deref());
+        let realms = self.inner.cache.realms();
+        let wanted = Wanted { namespace, trust, upstream: hello.upstream.as_deref() };
+        let realm = realms.resolve(wanted).map_err(|error| error.to_string())?;
+        let warning = hello.upstream.as_ref().filter(|url| !realms.has_upstream(url)).map(|_| {
+            "the daemon that runs was started with another upstream; this build uses the local \
+             cache alone (`larder stop` ends that daemon)"
+                .to_owned()
+        });
+        let session = (hello.role == "go").then(|| self.session(hello, realm.id));
+        let welcome = self.welcome(&realm, session.as_ref(), warning);
+        let writes = token.is_none_or(|token| token.write);
+        let sees_store = AtomicBool::new(is_local);
+        Ok(Guest { hello: hello.clone(), realm, writes, is_local, sees_store, session, welcome })
+    }
+
+    fn session(&self, hello: &Hello, realm: RealmId) -> Arc<Session> {
+        let derived = format!("{}@{}", hello.scope, hello.commit);
+        let id = if hello.session.is_empty() { &derived } else { &hello.session };
+        let opening = Opening { id, realm, scope: &hello.scope, commit: &hello.commit };
+        self.inner.cache.sessions().open(&opening)
+    }
+
+    fn welcome(
+        &self,
+        realm: &Realm,
+        session: Option<&Arc<Session>>,
+        warning: Option<String>,
+    ) -> Welcome {
+        let store = self.inner.cache.store();
+        Welcome {
+            protocol: wire::PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            pid_namespace: pid_namespace(),
+            store: store.dir().to_string_lossy().into_owned(),
+            nonce: store.nonce().to_owned(),
+            uid: rustix::process::geteuid().as_raw(),
+            realms: realm.chain().map(|realm| realm.id.to_string()).collect(),
+            session: session.map(|session| session.id.to_string()).unwrap_or_default(),
+            http: self.inner.http.clone(),
+            warning,
+        }
+    }
+}
+
+/// Names this process's PID namespace; empty where there are none.
+fn pid_namespace() -> String {
+    std::fs::read_link("/proc/self/ns/pid")
+        .map(|link| link.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// One helper's frames.
+struct Conversation {
+    frontend: Frontend,
+    guest: Arc<Guest>,
+    answers: mpsc::Sender<Frame>,
+    lookups: Arc<Semaphore>,
+    /// Bodies that are being sent, by the put's number.
+    bodies: HashMap<u64, mpsc::Sender<Result<Bytes, BodyError>>>,
+    reported: Report,
+}
+
+impl Conversation {
+    fn open(&self) {
+        if let Some(session) = &self.guest.session {
+            session.helper_came();
+        }
+    }
+
+    fn close(&self) {
+        if let Some(session) = &self.guest.session {
+            session.helper_left(self.frontend.inner.cache.clock().now());
+        }
+    }
+
+    /// Deals with a frame; false ends the conversation.
+    async fn hear(&mut self, frame: Frame) -> bool {
+        match frame {
+            Frame::Get { id, action, c_env } => self.get(id, Digest(action), c_env).await,
+            Frame::Put { id, action, entry } => self.put(id, Digest(action), &entry).await,
+            Frame::PutBytes { id, action, entry } => self.put_bytes(id, Digest(action), &entry),
+            Frame::Piece { id, bytes } => {
+                self.piece(id, bytes).await;
+                true
+            }
+            Frame::Used { actions } => {
+                self.used(&actions);
+                true
+            }
+            Frame::Report(report) => {
+                self.report(report);
+                true
+            }
+            Frame::Sees { store } => {
+                let sees = store && self.guest.is_local;
+                self.guest.sees_store.store(sees, Ordering::Relaxed);
+                true
+            }
+            Frame::Control(text) => self.control(&text),
+            // Everything else is ours to say.
+            Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::Refused(_)
+            | Frame::Hit { .. }
+            | Frame::HitBytes { .. }
+            | Frame::Miss { .. }
+            | Frame::Done { .. }
+            | Frame::ControlReply(_) => false,
+        }
+    }
+
+    async fn get(&self, id: u64, action: Digest, c_env: u64) -> bool {
+        let Ok(permit) = self.lookups.clone().acquire_owned().await else { return false };
+        let (frontend, guest, answers) =
+            (self.frontend.clone(), self.guest.clone(), self.answers.clone());
+        let tasks = self.frontend.inner.cache.tasks();
+        tasks.spawn("lookup", async move {
+            look_up(&frontend, &guest, &answers, id, action, c_env).await;
+            drop(permit);
+        });
+        true
+    }
+
+    async fn put(&self, id: u64, action: Digest, entry: &Entry) -> bool {
+        let meta = meta_of(entry);
+        let cache = &self.frontend.inner.cache;
+        let stored = self.guest.writes
+            && self.guest.is_local
+            && match cache.put_go(&self.guest.realm, &action, meta, !self.guest.hello.read_only) {
+                Ok(GoPut::Recorded | GoPut::Off) => true,
+                Err(error) => {
+                    tracing::debug!(%action, %error, "helper: a put was not recorded");
+                    cache.metrics().not_stored.inc();
+                    false
+                }
+            };
+        if let Some(session) = &self.guest.session {
+            session.puts.inc();
+        }
+        self.answers.send(Frame::Done { id, stored }).await.is_ok()
+    }
+
+    fn put_bytes(&mut self, id: u64, action: Digest, entry: &Entry) -> bool {
+        if self.bodies.len() >= BODIES_MAX {
+            self.bodies.retain(|_, body| !body.is_closed());
+            if self.bodies.len() >= BODIES_MAX {
+                return false;
+            }
+        }
+        let (body, pieces) = mpsc::channel(PIECES_MAX);
+        self.bodies.insert(id, body);
+        let (frontend, guest, answers) =
+            (self.frontend.clone(), self.guest.clone(), self.answers.clone());
+        let (meta, size) = (meta_of(entry), entry.size);
+        let tasks = self.frontend.inner.cache.tasks().clone();
+        tasks.spawn("store", async move {
+            let chunks = futures_util::stream::unfold(pieces, |mut pieces| async move {
+                pieces.recv().await.map(|piece| (piece, pieces))
+            });
+            let body = Incoming { len: Some(size), chunks: Box::pin(chunks) };
+            let cache = &frontend.inner.cache;
+            let upload = !guest.hello.read_only;
+            let stored = guest.writes
+                && cache.put_go_bytes(&guest.realm, &action, meta, body, upload).await.is_ok();
+            if let Some(session) = &guest.session {
+                session.puts.inc();
+            }
+            // A helper that left does not hear it.
+            let _ = answers.send(Frame::Done { id, stored }).await;
+        });
+        true
+    }
+
+    async fn piece(&mut self, id: u64, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            self.bodies.remove(&id);
+        } else if let Some(body) = self.bodies.get(&id) {
+            // A body that is no longer wanted is read and forgotten.
+            let _ = body.send(Ok(bytes.into())).await;
+        }
+    }
+
+    /// Touches what the helper has answered from the index.
+    fn used(&self, actions: &[[u8; 32]]) {
+        let store = self.frontend.inner.cache.store();
+        for action in actions {
+            for realm in self.guest.realm.chain() {
+                let key = Key::go(realm.id, Digest(*action));
+                let Some(row) = store.find(&key) else { continue };
+                store.touch(&key, &row);
+                let content = Key::content(row.digest);
+                if let Some(row) = store.find(&content) {
+                    store.touch(&content, &row);
+                }
+                break;
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        let counters = self.frontend.inner.cache.metrics().of(Protocol::Go);
+        let index = report.hits_index.saturating_sub(self.reported.hits_index);
+        let native = report.hits_native.saturating_sub(self.reported.hits_native);
+        counters.gets.add(index + native);
+        counters.hit_disk.add(index);
+        counters.hit_native.add(native);
+        if let Some(session) = &self.guest.session {
+            session.add(&self.reported, &report);
+        }
+        self.reported = report;
+    }
+
+    /// Control is for those who may use the socket.
+    fn control(&self, text: &str) -> bool {
+        if !self.guest.is_local {
+            return false;
+        }
+        let Ok(request) = serde_json::from_str(text) else { return false };
+        let (frontend, answers) = (self.frontend.clone(), self.answers.clone());
+        let tasks = self.frontend.inner.cache.tasks().clone();
+        tasks.spawn("control", async move {
+            let sender = answers.clone();
+            let progress = move |value: serde_json::Value| {
+                // Whoever reads too slowly misses a step of the progress, nothing else.
+                let _ = sender.try_send(Frame::ControlReply(value.to_string()));
+            };
+            let reply = frontend.inner.control.call(request, &progress).await;
+            let _ = answers.send(Frame::ControlReply(reply.to_string())).await;
+        });
+        true
+    }
+}
+
+async fn look_up(
+    frontend: &Frontend,
+    guest: &Guest,
+    answers: &mpsc::Sender<Frame>,
+    id: u64,
+    action: Digest,
+    c_env: u64,
+) {
+    let cache = &frontend.inner.cache;
+    let began = cache.clock().elapsed();
+    let lookup = cache.get_go(&guest.realm, &action, c_env).await;
+    let waited = cache.clock().elapsed().saturating_sub(began);
+    if let Some(session) = &guest.session {
+        session.count(&lookup, u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+    }
+    let (blob, found) = match lookup {
+        Lookup::Hit(blob, found) => (blob, found),
+        Lookup::Miss(why) => {
+            let _ = answers.send(Frame::Miss { id, why: why_number(why) }).await;
+            return;
+        }
+    };
+    let entry = entry_of(&blob.meta, found);
+    if guest.sees_store.load(Ordering::Relaxed) {
+        let _ = answers.send(Frame::Hit { id, entry }).await;
+        return;
+    }
+    let Some(body) = cache.output(&blob.meta.digest).await else {
+        let _ = answers.send(Frame::Miss { id, why: why_number(Why::Fault) }).await;
+        return;
+    };
+    if answers.send(Frame::HitBytes { id, entry }).await.is_err() {
+        return;
+    }
+    let mut chunks = body.into_chunks();
+    while let Some(Ok(chunk)) = chunks.next().await {
+        for piece in chunk.chunks(PIECE_MAX) {
+            if answers.send(Frame::Piece { id, bytes: piece.to_vec() }).await.is_err() {
+                return;
+            }
+        }
+    }
+    // A body that broke off ends here too: its digest does not match, and the helper misses.
+    let _ = answers.send(Frame::Piece { id, bytes: Vec::new() }).await;
+}
+
+fn why_number(why: Why) -> u8 {
+    Why::ALL.iter().position(|w| *w == why).and_then(|n| u8::try_from(n).ok()).unwrap_or(0)
+}
+
+fn meta_of(entry: &Entry) -> Meta {
+    let mut meta = Meta::new(
+        Digest(entry.output),
+        entry.size,
+        Timestamp(entry.time_ns),
+        Class::from_u8(entry.class),
+    );
+    meta.cost_ms = entry.cost_ms;
+    meta.c_env = entry.c_env;
+    meta
+}
+
+fn entry_of(meta: &Meta, found: Found) -> Entry {
+    Entry {
+        output: meta.digest.0,
+        size: meta.size,
+        time_ns: meta.stored.0,
+        cost_ms: meta.cost_ms,
+        c_env: meta.c_env,
+        class: meta.class as u8,
+        source: match found {
+            Found::Memory => wire::SOURCE_MEMORY,
+            Found::Disk => wire::SOURCE_DISK,
+            Found::Native => wire::SOURCE_NATIVE,
+            Found::Upstream => wire::SOURCE_UPSTREAM,
+            Found::Coalesced => wire::SOURCE_COALESCED,
+        },
+    }
+}
+
+async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<Frame>> {
+    let mut len = [0; 4];
+    match from.read_exact(&mut len).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut bytes = vec![0; wire::frame_len(len)?];
+    from.read_exact(&mut bytes).await?;
+    Ok(Some(Frame::decode(&bytes)?))
+}
+
+async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> std::io::Result<()> {
+    let mut bytes = Vec::with_capacity(256);
+    frame.encode(&mut bytes);
+    to.write_all(&bytes).await
+}
+
+/// Writes answers as they come, together where several wait.
+async fn write_all(mut to: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Frame>) {
+    let mut bytes = Vec::with_capacity(4096);
+    while let Some(frame) = queue.recv().await {
+        bytes.clear();
+        frame.encode(&mut bytes);
+        while bytes.len() < PIECE_MAX
+            && let Ok(frame) = queue.try_recv()
+        {
+            frame.encode(&mut bytes);
+        }
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}

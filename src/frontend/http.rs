@@ -1,0 +1,148 @@
+//! A request's way over HTTP: route, admit, ask the cache, respond. The same for `kv`, `cas` and
+//! `ac`, whose values are opaque here.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use http::request::Parts;
+use http::{Method, Request};
+
+use crate::cache::PutError;
+use crate::cache::policy::ACTION_MAX;
+use crate::entry::action::GoEntry;
+use crate::entry::{Incoming, Lookup};
+use crate::frontend::access::{Denied, Guest, Intent};
+use crate::frontend::listener::Peer;
+use crate::frontend::respond::{self, Answer};
+use crate::frontend::route::{Target, route};
+use crate::frontend::{Frontend, request};
+use crate::telemetry::metrics::Protocol;
+
+/// Serves the requests of one connection.
+#[derive(Clone)]
+pub(super) struct Service {
+    frontend: Frontend,
+    peer: Arc<Peer>,
+}
+
+impl Service {
+    pub(super) fn new(frontend: Frontend, peer: Peer) -> Self {
+        Self { frontend, peer: Arc::new(peer) }
+    }
+}
+
+impl hyper::service::Service<Request<hyper::body::Incoming>> for Service {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Answer, Infallible>>;
+
+    fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let answer = service.frontend.answer(&service.peer, &parts, body).await;
+            tracing::debug!(
+                method = %parts.method,
+                path = parts.uri.path(),
+                status = answer.status().as_u16(),
+                "request"
+            );
+            Ok(answer)
+        })
+    }
+}
+
+impl Frontend {
+    async fn answer(&self, peer: &Peer, parts: &Parts, body: hyper::body::Incoming) -> Answer {
+        let intent = match parts.method {
+            Method::GET | Method::HEAD => Intent::Read,
+            Method::PUT | Method::POST | Method::DELETE => Intent::Write,
+            _ => return respond::wrong_method(),
+        };
+        let target = match route(parts.uri.path()) {
+            Ok(target) => target,
+            Err(error) => return respond::malformed(error),
+        };
+        let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+        let instance = target.instance.as_deref();
+        let guest = match self.admit(peer, &parts.headers, authority, instance, intent) {
+            Ok(guest) => guest,
+            Err(why) => return refuse(why, body).await,
+        };
+        match parts.method {
+            Method::GET => self.get(parts, &guest, &target).await,
+            Method::HEAD => self.head(&guest, &target).await,
+            Method::DELETE => respond::deleted(self.inner.cache.delete(&guest.realm, &target.key)),
+            _ if request::has_bad_length(&parts.headers) => respond::bad_length(),
+            _ => self.put(&guest, &target, body).await,
+        }
+    }
+
+    async fn get(&self, parts: &Parts, guest: &Guest, target: &Target) -> Answer {
+        match self.inner.cache.get(target.protocol, &guest.realm, &target.key).await {
+            Lookup::Hit(blob, found) => respond::hit(&parts.method, &parts.headers, blob, found),
+            Lookup::Miss(why) => respond::miss(why),
+        }
+    }
+
+    async fn head(&self, guest: &Guest, target: &Target) -> Answer {
+        match self.inner.cache.contains(&guest.realm, &target.key).await {
+            Ok(len) => respond::there(len),
+            Err(why) => respond::miss(why),
+        }
+    }
+
+    async fn put(&self, guest: &Guest, target: &Target, body: hyper::body::Incoming) -> Answer {
+        let mut body = request::incoming(body);
+        let believed = target.protocol == Protocol::Ac
+            && !guest.is_trusted
+            && guest.realm.writes_to().is_some();
+        if believed {
+            let value = match collect(body).await {
+                Ok(value) => value,
+                Err(error) => return respond::put(Err(error)),
+            };
+            if GoEntry::decode(&value).is_ok() {
+                return respond::go_entry_refused();
+            }
+            body = Incoming::bytes(value);
+        }
+        let cache = &self.inner.cache;
+        respond::put(cache.put(target.protocol, &guest.realm, &target.key, body, |_| {}).await)
+    }
+}
+
+/// An action's value as a whole.
+async fn collect(body: Incoming) -> Result<Bytes, PutError> {
+    let too_large = || PutError::TooLarge { limit: ACTION_MAX };
+    if body.len.is_some_and(|len| len > ACTION_MAX) {
+        return Err(too_large());
+    }
+    let mut chunks = body.chunks;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(PutError::Client)?;
+        if (bytes.len() + chunk.len()) as u64 > ACTION_MAX {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.into())
+}
+
+/// Turns somebody away. A small body is read first, so that its sender hears the answer.
+async fn refuse(why: Denied, body: hyper::body::Incoming) -> Answer {
+    const READ_MAX: usize = 64 << 10;
+    let mut chunks = request::incoming(body).chunks;
+    let mut read = 0;
+    while let Some(Ok(chunk)) = chunks.next().await {
+        read += chunk.len();
+        if read > READ_MAX {
+            break;
+        }
+    }
+    respond::denied(why)
+}

@@ -1,0 +1,124 @@
+//! HTTP in: ranges, and bodies that must keep moving.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, RANGE};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+
+use crate::entry::{BodyError, Incoming};
+
+/// A sender that sends nothing for this long is given up.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// Over this long a sender must have sent at least so much.
+const PACE_OVER: Duration = Duration::from_secs(60);
+const PACE_BYTES: u64 = 64 << 10;
+
+/// A request's body with its announced length.
+pub(super) fn incoming(body: hyper::body::Incoming) -> Incoming {
+    let len = body.size_hint().exact();
+    let state = (body, 0_u64, tokio::time::Instant::now(), 0_u64);
+    let chunks =
+        futures_util::stream::try_unfold(state, |(mut body, got, since, before)| async move {
+            loop {
+                let frame = tokio::time::timeout(STALLED_AFTER, body.frame()).await;
+                let stalled = |ms| BodyError::Stalled { waited_ms: ms };
+                let frame = frame.map_err(|_| stalled(30_000))?;
+                let Some(frame) = frame else { return Ok(None) };
+                let frame = frame.map_err(|error| BodyError::Broken(error.to_string()))?;
+                let Ok(data) = frame.into_data() else { continue };
+                let got = got + data.len() as u64;
+                let (mut since, mut before) = (since, before);
+                if since.elapsed() > PACE_OVER {
+                    if got - before < PACE_BYTES {
+                        return Err(stalled(60_000));
+                    }
+                    (since, before) = (tokio::time::Instant::now(), got);
+                }
+                return Ok(Some((data, (body, got, since, before))));
+            }
+        });
+    Incoming { len, chunks: Box::pin(chunks) }
+}
+
+/// Whether a body was announced with two lengths, or one that is no number.
+pub(super) fn has_bad_length(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lengths.next();
+    lengths.next().is_some()
+        || first.is_some_and(|len| len.to_str().ok().and_then(|t| t.parse::<u64>().ok()).is_none())
+}
+
+/// What part of a body is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Whole,
+    Range(Range<u64>),
+    Unsatisfiable,
+    Malformed,
+}
+
+/// Reads a `Range` header against a body of `len` bytes. Several ranges get the whole body, which a
+/// server is free to send.
+pub(super) fn part(headers: &HeaderMap, len: u64) -> Part {
+    let Some(header) = headers.get(RANGE) else { return Part::Whole };
+    let Some(spec) = header.to_str().ok().and_then(|text| text.trim().strip_prefix("bytes="))
+    else {
+        return Part::Malformed;
+    };
+    if spec.contains(',') {
+        return Part::Whole;
+    }
+    let Some((from, to)) = spec.split_once('-') else { return Part::Malformed };
+    let number = |text: &str| {
+        let text = text.trim();
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
+    };
+    match (number(from), number(to), from.trim().is_empty(), to.trim().is_empty()) {
+        (Some(from), None, _, true) if from < len => Part::Range(from..len),
+        (Some(from), Some(to), ..) if from <= to && from < len => {
+            Part::Range(from..to.saturating_add(1).min(len))
+        }
+        (None, Some(last), true, _) if last > 0 && len > 0 => {
+            Part::Range(len.saturating_sub(last)..len)
+        }
+        (Some(from), Some(to), ..) if from > to => Part::Malformed,
+        (Some(_), ..) | (None, Some(_), true, _) => Part::Unsatisfiable,
+        _ => Part::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_the_standard_says() {
+        let cases = [
+            ("bytes=0-", Part::Range(0..100)),
+            ("bytes=10-19", Part::Range(10..20)),
+            ("bytes=90-1000", Part::Range(90..100)),
+            ("bytes=-10", Part::Range(90..100)),
+            ("bytes=-1000", Part::Range(0..100)),
+            ("bytes=99-", Part::Range(99..100)),
+            ("bytes=100-", Part::Unsatisfiable),
+            ("bytes=-0", Part::Unsatisfiable),
+            ("bytes=0-1,5-6", Part::Whole),
+            ("bytes=20-10", Part::Malformed),
+            ("bytes=x-", Part::Malformed),
+            ("bytes=-", Part::Malformed),
+            ("bytes=+1-2", Part::Malformed),
+            ("lines=1-2", Part::Malformed),
+            ("bytes 1-2", Part::Malformed),
+        ];
+        for (text, expected) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert(RANGE, text.parse().unwrap());
+            assert_eq!(part(&headers, 100), expected, "{text}");
+        }
+        assert_eq!(part(&HeaderMap::new(), 100), Part::Whole);
+    }
+}

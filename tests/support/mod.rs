@@ -1,0 +1,30 @@
+//! What tests and benches run beside larder: real clients, nginx, and a cache server that can be
+//! told to fail.
+//!
+//! Nothing here knows larder. Included by path, so each binary has its own copy; one that uses a
+//! part of it says `#[expect(dead_code, reason = "...")]` on its `mod` line.
+
+pub(crate) mod cache_server;
+pub(crate) mod http;
+pub(crate) mod install;
+pub(crate) mod nginx;
+
+use std::time::Duration;
+
+use larder::units::Clock;
+
+/// How long anything that is awaited may take before the test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks until there is an answer: for states of other processes, which cannot wake us. Panics,
+/// naming `what`, when patience runs out.
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let clock = Clock::system();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(clock.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
