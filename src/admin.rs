@@ -62,7 +62,6 @@ const STOP_LOOK: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct Admin {
     listener: std::net::TcpListener,
-    address: SocketAddr,
     allow_host: Arc<[String]>,
 }
 
@@ -79,12 +78,11 @@ impl Admin {
         let Some(listen) = config.listen else { return Ok(None) };
         let listener = std::net::TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok(Some(Self { listener, address, allow_host: config.allow_host.clone().into() }))
+        Ok(Some(Self { listener, allow_host: config.allow_host.clone().into() }))
     }
 
-    pub const fn local_addr(&self) -> SocketAddr {
-        self.address
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 
     pub fn serve(self, sources: Sources) -> io::Result<AdminHandle> {

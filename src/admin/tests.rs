@@ -176,7 +176,7 @@ fn the_listener_answers_and_ends() {
     let setup = setup();
     let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     let admin = Admin::bind(&Config { listen, allow_host: Vec::new() }).unwrap().unwrap();
-    let address = admin.local_addr();
+    let address = admin.local_addr().unwrap();
     let ready = setup.sources.ready.clone();
     let handle = admin.serve(setup.sources.clone()).unwrap();
     let host = "Host: localhost";
