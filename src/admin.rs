@@ -16,12 +16,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::cache::Cache;
 use crate::tasks::{self, Tasks};
+use crate::worker::Workers;
 
 pub mod status;
 
@@ -39,8 +39,7 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Sources {
     pub cache: Cache,
-    /// What the workers say of themselves.
-    pub workers: Arc<dyn Fn() -> Value + Send + Sync>,
+    pub workers: Workers,
     /// Where clients are served, as people write addresses.
     pub listen: Vec<String>,
     /// False before the listeners are up and while draining.

@@ -7,8 +7,7 @@
 //!
 //! It must not be able to reach the cache: it uses the store's outside (`store::reader`) only.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -31,6 +30,7 @@ mod places;
 mod protocol;
 mod questions;
 mod remote;
+mod stdio;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +41,7 @@ use bodies::{Arrived, Shelves};
 use places::{Places, Refuge, Sharing};
 use protocol::{Command, ProtocolError, Requests};
 use questions::{Link, Questions, Unacked};
+pub use stdio::Stdio;
 
 /// How long the first request waits to hear who is there; a daemon that runs answers in well under
 /// a millisecond.
@@ -91,38 +92,6 @@ pub fn realms(upstream: Option<&str>, namespace: &str, trust: Option<&str>) -> V
     std::iter::once(own).chain(trust.map(|trust| RealmId::of(upstream, trust, None))).collect()
 }
 
-/// The helper's ends of go's pipes.
-pub struct Stdio {
-    pub stdin: Box<dyn Read + Send>,
-    /// Closed by dropping it.
-    pub stdout: Box<dyn Write + Send>,
-    pub stderr: Box<dyn Write + Send>,
-    /// Run when go has been given all its answers: lets go of what else is go's.
-    pub on_close: Box<dyn FnOnce() + Send>,
-}
-
-impl Stdio {
-    /// This process's own. Afterwards its standard output leads nowhere: what is printed there by
-    /// mistake cannot break the protocol.
-    pub fn take() -> io::Result<Self> {
-        use std::os::fd::AsFd;
-        let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        let null = File::options().read(true).write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdout(&null)?;
-        Ok(Self {
-            stdin: Box::new(stdin),
-            stdout: Box::new(stdout),
-            stderr: Box::new(io::stderr()),
-            // `go build | tee` waits until nobody holds the pipe that was go's standard error.
-            on_close: Box::new(move || {
-                let _ = rustix::stdio::dup2_stdin(&null);
-                let _ = rustix::stdio::dup2_stderr(&null);
-            }),
-        })
-    }
-}
-
 /// What the threads of a helper share.
 struct Helper {
     config: HelperConfig,
@@ -142,7 +111,7 @@ struct Helper {
 
 /// Speaks with go until it ends. Go must have been told what we can do (`announce`) before.
 pub fn run(config: HelperConfig, stdio: Stdio) {
-    let terminated = ignore_signals();
+    let terminated = stdio::ignore_signals();
     let Stdio { stdin, stdout, stderr, on_close } = stdio;
     let clock = Clock::system();
     let helper = Arc::new(Helper {
@@ -179,20 +148,6 @@ pub fn run(config: HelperConfig, stdio: Stdio) {
         // Its panic has been printed, and go has what it needs.
         let _ = timer.join();
     }
-}
-
-/// A terminal's Ctrl-C reaches us too, but go handles it and still wants answers; a terminal that
-/// closes takes go with it, which shows at the end of our input. Being told to go makes us quick.
-fn ignore_signals() -> Arc<AtomicBool> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let terminated = Arc::new(AtomicBool::new(false));
-    for (signal, flag) in
-        [(SIGINT, Arc::default()), (SIGHUP, Arc::default()), (SIGTERM, terminated.clone())]
-    {
-        // A signal that cannot be caught acts as it always did.
-        let _ = signal_hook::flag::register(signal, flag);
-    }
-    terminated
 }
 
 /// Answers requests until go closes, leaves, or makes no sense.

@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::cache::session::Session;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Dropped, Gauges, MISSES, Protocol, Requests, Upstream};
+use crate::worker::{WorkerStatus, Workers};
 
 /// Version of the whole object.
 const VERSION: u32 = 1;
@@ -47,7 +48,7 @@ pub fn collect(sources: &Sources) -> Value {
         "journal": journal(metrics, &gauges),
         "upstream": upstreams(cache),
         "sessions": sessions(cache, None),
-        "workers": (sources.workers)(),
+        "workers": workers(&sources.workers),
     })
 }
 
@@ -70,6 +71,18 @@ pub fn gauges(sources: &Sources) -> Gauges {
         flights: cache.flights().len() as u64,
         tasks: cache.tasks().alive() as u64,
     }
+}
+
+fn workers(workers: &Workers) -> Value {
+    let show = |worker: WorkerStatus| {
+        json!({
+            "name": worker.name,
+            "state": worker.state,
+            "runs": worker.runs,
+            "panics": worker.panics,
+        })
+    };
+    workers.status().into_iter().map(show).collect()
 }
 
 fn requests(metrics: &Metrics) -> Value {

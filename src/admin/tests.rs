@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::cache;
@@ -105,9 +105,10 @@ fn setup() -> Setup {
         commit: "c0ffee",
     };
     cache.sessions().open(&opening).hit_upstream(10, 1500, 20);
+    let workers = Workers::start(&cache);
     let sources = Sources {
         cache,
-        workers: Arc::new(|| json!({})),
+        workers,
         listen: vec!["127.0.0.1:7878".to_owned()],
         ready: Arc::new(AtomicBool::new(true)),
     };

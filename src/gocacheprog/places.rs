@@ -170,7 +170,7 @@ fn trim_files(files: &Path, most: u64, clock: &Clock) {
             Some((age(&path, clock)?, entry.metadata().ok()?.len(), path))
         })
         .collect();
-    found.sort_by(|a, b| b.0.cmp(&a.0));
+    found.sort_by_key(|(age, ..)| std::cmp::Reverse(*age));
     let mut total: u64 = found.iter().map(|(_, size, _)| size).sum();
     for (age, size, path) in found {
         if total <= most || age < VIEW_AGE_MIN {

@@ -6,8 +6,8 @@
 
 use std::io::{self, Read};
 
-use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::{DecodeError, DecodeSliceError, Engine as _};
 
 use crate::gocacheprog::json::{self, Step};
 
@@ -55,6 +55,16 @@ pub(super) enum BodyFault {
     Base64,
     #[error("the body is not as long as announced")]
     Length,
+}
+
+impl BodyFault {
+    /// A quote where a digit should be is the end of a body that is too short.
+    const fn of(error: &DecodeSliceError) -> Self {
+        match error {
+            DecodeSliceError::DecodeError(DecodeError::InvalidByte(_, b'"')) => Self::Length,
+            _ => Self::Base64,
+        }
+    }
 }
 
 /// Requests read from go.
@@ -121,11 +131,12 @@ impl<R: Read> Requests<R> {
             let most = usize::try_from(left).unwrap_or(usize::MAX);
             let take = (self.end - self.start).min(most) & !3;
             let text = &self.buffer[self.start..self.start + take];
-            let Ok(len) = STANDARD.decode_slice(text, &mut self.piece) else {
-                let fault =
-                    if text.contains(&b'"') { BodyFault::Length } else { BodyFault::Base64 };
-                self.drain_string()?;
-                return Ok(Err(fault));
+            let len = match STANDARD.decode_slice(text, &mut self.piece) {
+                Ok(len) => len,
+                Err(error) => {
+                    self.drain_string()?;
+                    return Ok(Err(BodyFault::of(&error)));
+                }
             };
             sink(&self.piece[..len]);
             decoded += len as u64;
@@ -217,11 +228,7 @@ fn parse(object: &[u8]) -> Option<Request> {
     let (mut id, mut size) = (0_i64, 0_i64);
     let (mut command, mut action, mut output) = (String::new(), None, None);
     let mut fields = json::Fields::new(object);
-    loop {
-        let (name, value) = match fields.step()? {
-            Step::Field(name, value) => (name, value),
-            Step::End => break,
-        };
+    while let Step::Field(name, value) = fields.step()? {
         if name.eq_ignore_ascii_case(b"ID") {
             id = value.integer()?;
         } else if name.eq_ignore_ascii_case(b"Command") {

@@ -2,7 +2,7 @@
 //!
 //! Tests wait for answers, never for time; deadlines are short where a test waits for one.
 
-use std::io::{BufRead, BufReader, PipeReader, PipeWriter};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::store::spool;
-use crate::wire::go::{Frame, Hello, PREFACE, PROTOCOL, Refused};
+use crate::wire::go::{Frame, Hello, PREFACE, PROTOCOL, Refused, Report};
 
 mod cases;
 
@@ -157,6 +157,7 @@ struct Daemon {
     stream: UnixStream,
     store: PathBuf,
     hello: Hello,
+    report: Report,
 }
 
 impl Daemon {
@@ -178,8 +179,14 @@ impl Daemon {
         frame.write(&mut self.stream).unwrap();
     }
 
+    /// The next frame; reports come when they come, and the last one is kept.
     fn hear(&mut self) -> Option<Frame> {
-        Frame::read(&mut self.stream).ok().flatten()
+        loop {
+            match Frame::read(&mut self.stream).ok().flatten() {
+                Some(Frame::Report(report)) => self.report = report,
+                other => return other,
+            }
+        }
     }
 }
 
@@ -198,7 +205,7 @@ fn with_daemon<T: Send + 'static>(
         stream.read_exact(&mut preface).unwrap();
         assert_eq!(&preface, PREFACE);
         let Some(Frame::Hello(hello)) = Frame::read(&mut stream).unwrap() else { panic!("hello?") };
-        talk(&mut Daemon { stream, store, hello })
+        talk(&mut Daemon { stream, store, hello, report: Report::default() })
     });
     (dir, thread.unwrap())
 }

@@ -1,1 +1,18 @@
-fn main() {}
+//! The promises of the README, each a test named after it, against a real daemon over real sockets.
+//!
+//! Nothing here needs a tool that is not on every machine with Rust; real clients are in
+//! `tests/clients`. Tests wait for states, never for moments.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod harness;
+#[expect(dead_code, reason = "what needs real clients is used by the other binary")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod crash;
+mod curl;
+mod outage;
+mod proxy;
+mod semantics;
+mod tidy;

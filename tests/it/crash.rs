@@ -1,0 +1,113 @@
+//! SIGKILL at bad moments: what was acknowledged is readable after the restart, and its upload is
+//! owed or done.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use larder::units::Random;
+
+use crate::harness::{Home, ac, cas, noise};
+use crate::support::cache_server::{CacheServer, Fault};
+use crate::support::http::send;
+use crate::support::wait_for;
+
+/// Kills in this test; `.ci/full` will do more.
+const KILLS: u64 = 6;
+
+#[test]
+fn what_was_acknowledged_survives_kills_at_random_points() {
+    let seed = 20_261_122;
+    println!("seed {seed}");
+    let mut random = Random::new(seed);
+    let home = Home::new();
+    let mut acknowledged: Vec<(String, Vec<u8>)> = Vec::new();
+    for round in 0..KILLS {
+        let daemon = home.daemon(&[]);
+        for (path, body) in &acknowledged {
+            let answer = daemon.get(path);
+            assert_eq!(answer.status, 200, "round {round}: {path}");
+            assert!(answer.body == *body, "round {round}: {path}");
+        }
+        let addr = daemon.addr();
+        let killed = AtomicBool::new(false);
+        let puts = 20 + random.next_u64() % 200;
+        let new = std::thread::scope(|scope| {
+            let killed = &killed;
+            let writers: Vec<_> = (0..3_u64)
+                .map(|writer| {
+                    scope.spawn(move || {
+                        let mut done = Vec::new();
+                        for n in 0.. {
+                            let id = round * 1_000_000 + writer * 100_000 + n;
+                            let len = if n % 7 == 0 { 150_000 } else { 500 + (id % 900) as usize };
+                            let body = noise(id, len);
+                            let path = format!("/kv/{id}");
+                            match send(addr, "PUT", &path, &body) {
+                                Ok(answer) if answer.status == 201 => done.push((path, body)),
+                                _ if killed.load(Ordering::Acquire) => break,
+                                Ok(answer) => panic!("{}", answer.status),
+                                Err(_) => break,
+                            }
+                        }
+                        done
+                    })
+                })
+                .collect();
+            wait_for("puts", || {
+                let stats = daemon.try_control(&serde_json::json!({"op": "stats"}))?;
+                (stats["requests"]["kv"]["puts"].as_u64()? >= puts).then_some(())
+            });
+            killed.store(true, Ordering::Release);
+            daemon.kill();
+            writers.into_iter().flat_map(|w| w.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(!new.is_empty());
+        acknowledged.extend(new);
+    }
+    let daemon = home.daemon(&[]);
+    for (path, body) in &acknowledged {
+        assert!(daemon.get(path).body == *body, "{path}");
+    }
+    let report = daemon.control(&serde_json::json!({"op": "verify"}));
+    assert_eq!(report["bad_entries"], 0, "{report}");
+}
+
+#[test]
+fn an_upload_interrupted_by_a_kill_is_owed_or_done() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    central.set_fault_on("PUT", Fault::BlackHole);
+    let mut paths = Vec::new();
+    for n in 0..30_u8 {
+        let body = noise(u64::from(n), 100_000);
+        daemon.put(&cas(&body), &body);
+        daemon.put(&ac(n), &[n; 40]);
+        paths.push((cas(&body), body));
+        paths.push((ac(n), vec![n; 40]));
+    }
+    wait_for("an upload", || (central.fault_count() > 0).then_some(()));
+    daemon.kill();
+    central.heal();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    daemon.flush();
+    for (path, body) in paths {
+        assert!(central.object(&path).as_deref() == Some(&body[..]), "{path}");
+    }
+}
+
+#[test]
+fn a_damaged_index_is_built_again() {
+    let home = Home::new();
+    let daemon = home.daemon(&[]);
+    for n in 0..100_u8 {
+        daemon.put(&ac(n), &[n; 3000]);
+    }
+    daemon.terminate();
+    let index = home.store().join("index/data.mdb");
+    let len = std::fs::metadata(&index).unwrap().len();
+    std::fs::write(&index, vec![0x5a; usize::try_from(len).unwrap()]).unwrap();
+    let daemon = home.daemon(&[]);
+    for n in 0..100_u8 {
+        assert_eq!(daemon.get(&ac(n)).body, [n; 3000]);
+    }
+}

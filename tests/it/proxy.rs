@@ -1,0 +1,197 @@
+//! larder in front of a central cache: another larder, or any server that answers GET and PUT.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::harness::{Home, ac, cas, noise};
+use crate::support::cache_server::{CacheServer, Fault};
+use crate::support::wait_for;
+
+#[test]
+fn what_one_machine_puts_another_gets_through_any_server() {
+    let central = CacheServer::start();
+    let url = central.url();
+    let (a, b) = (Home::new(), Home::new());
+    let body = noise(1, 2 << 20);
+    let first = a.daemon(&["--upstream", &url]);
+    first.put(&cas(&body), &body);
+    first.put(&ac(1), b"names it");
+    first.put("/kv/tool/key 1", b"opaque");
+    first.flush();
+    assert_eq!(central.object(&cas(&body)).as_deref(), Some(&body[..]), "byte-identical");
+    let second = b.daemon(&["--upstream", &url]);
+    assert!(second.get(&cas(&body)).body == body);
+    assert_eq!(second.get(&ac(1)).body, b"names it");
+    let opaque = second.get("/kv/tool/key%201");
+    assert_eq!(opaque.body, b"opaque");
+    assert_eq!(opaque.header("larder-source"), Some("upstream"));
+    assert_eq!(second.get("/kv/tool/key%201").header("larder-source"), Some("memory"));
+}
+
+#[test]
+fn larder_behind_larder_and_a_third_behind_that() {
+    let homes = [Home::new(), Home::new(), Home::new()];
+    let central = homes[0].daemon(&[]);
+    let url = central.url();
+    let edge = homes[1].daemon(&["--upstream", &url]);
+    let url = edge.url();
+    let near = homes[2].daemon(&["--upstream", &url]);
+    let body = noise(2, 300_000);
+    near.put(&cas(&body), &body);
+    near.put(&ac(2), b"value");
+    near.flush();
+    edge.flush();
+    assert!(central.get(&cas(&body)).body == body);
+    central.put("/kv/from-above", b"down");
+    assert_eq!(near.get("/kv/from-above").body, b"down");
+    assert_eq!(edge.get("/kv/from-above").header("larder-source"), Some("memory"));
+}
+
+#[test]
+fn content_goes_up_before_the_action_that_names_it() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    // Content fails at first; the action must wait for it.
+    central.set_fault_on("PUT", Fault::Status(503));
+    let body = noise(3, 100_000);
+    daemon.put(&cas(&body), &body);
+    daemon.put(&ac(3), b"names it");
+    wait_for("a failed upload", || (central.fault_count() > 0).then_some(()));
+    assert_eq!(central.keys(), Vec::<String>::new());
+    central.heal();
+    daemon.flush();
+    assert_eq!(central.object(&ac(3)).as_deref(), Some(&b"names it"[..]));
+    assert_eq!(central.object(&cas(&body)).as_deref(), Some(&body[..]));
+    assert_eq!(central.requests("PUT", &ac(3)), 1, "sent once, after its content");
+}
+
+#[test]
+fn one_fetch_per_key_however_many_ask() {
+    let central = CacheServer::start();
+    let body = noise(4, 32 << 20);
+    central.insert(&cas(&body), body.clone());
+    central.set_fault(Fault::SlowFirstByte(std::time::Duration::from_millis(300)));
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url(), "--memory", "64MiB"]);
+    let addr = daemon.addr();
+    let path = cas(&body);
+    let wrong = AtomicU64::new(0);
+    let before = resident_kib(daemon.child.id(), "VmRSS:");
+    std::thread::scope(|scope| {
+        // The leader's client leaves before the first byte.
+        let mut leader = std::net::TcpStream::connect(addr).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        std::io::Write::write_all(&mut leader, request.as_bytes()).unwrap();
+        wait_for("the fetch", || (central.requests("GET", &path) > 0).then_some(()));
+        for _ in 0..200 {
+            let (path, wrong) = (&path, &wrong);
+            let digest = larder::entry::Digest::of(&body);
+            std::thread::Builder::new()
+                .stack_size(256 << 10)
+                .spawn_scoped(scope, move || {
+                    if !gets(addr, path, digest) {
+                        wrong.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+                .unwrap();
+        }
+        drop(leader);
+    });
+    assert_eq!(wrong.load(Ordering::Relaxed), 0);
+    assert_eq!(central.requests("GET", &path), 1);
+    let peak = resident_kib(daemon.child.id(), "VmHWM:");
+    assert!(peak - before < 64 << 10, "{} KiB above idle", peak - before);
+}
+
+/// Fetches and hashes without holding the body.
+fn gets(addr: std::net::SocketAddr, path: &str, digest: larder::entry::Digest) -> bool {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut hasher = larder::entry::Hasher::default();
+    let mut buffer = vec![0; 64 << 10];
+    let mut head = Vec::new();
+    let mut in_head = true;
+    loop {
+        let n = stream.read(&mut buffer).unwrap();
+        if n == 0 {
+            return hasher.finish() == digest;
+        }
+        if in_head {
+            head.extend_from_slice(&buffer[..n]);
+            if let Some(at) = head.windows(4).position(|w| w == b"\r\n\r\n") {
+                hasher.update(&head[at + 4..]);
+                in_head = false;
+            }
+        } else {
+            hasher.update(&buffer[..n]);
+        }
+    }
+}
+
+fn resident_kib(pid: u32, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let found = status.lines().find(|l| l.starts_with(line)).unwrap();
+    found.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn only_absence_is_remembered_and_only_briefly() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    for _ in 0..5 {
+        assert_eq!(daemon.get("/kv/a").status, 404);
+    }
+    assert_eq!(central.requests("GET", "/kv/a"), 1, "absent, asked once");
+    central.insert("/kv/a", b"now there".to_vec());
+    let found = wait_for("the absence to pass", || {
+        let answer = daemon.get("/kv/a");
+        (answer.status == 200).then_some(answer)
+    });
+    assert_eq!(found.body, b"now there");
+}
+
+#[test]
+fn what_upstream_lost_a_new_put_heals() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    daemon.put("/kv/a", b"one");
+    daemon.flush();
+    central.remove("/kv/a");
+    daemon.put("/kv/a", b"two");
+    daemon.flush();
+    assert_eq!(central.object("/kv/a").as_deref(), Some(&b"two"[..]));
+}
+
+#[test]
+fn a_read_only_daemon_sends_nothing() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url(), "--read-only"]);
+    assert_eq!(daemon.put("/kv/a", b"here").status, 201);
+    daemon.flush();
+    assert_eq!(daemon.get("/kv/a").body, b"here");
+    assert_eq!(central.puts(), 0);
+}
+
+#[test]
+fn a_pull_requests_realm_reads_main_and_cannot_change_it() {
+    let central = CacheServer::start();
+    let homes = [Home::new(), Home::new(), Home::new()];
+    let url = central.url();
+    let main = homes[0].daemon(&["--upstream", &url, "--namespace", "main"]);
+    main.put(&ac(5), b"built by main");
+    main.flush();
+    let pr = homes[1].daemon(&["--upstream", &url, "--namespace", "pr-7", "--trust", "main"]);
+    assert_eq!(pr.get(&ac(5)).body, b"built by main");
+    pr.put(&ac(5), b"built by the pull request");
+    pr.put(&ac(6), b"new");
+    pr.flush();
+    assert_eq!(pr.get(&ac(5)).body, b"built by the pull request");
+    let other = homes[2].daemon(&["--upstream", &url, "--namespace", "main"]);
+    assert_eq!(other.get(&ac(5)).body, b"built by main");
+    assert_eq!(other.get(&ac(6)).status, 404);
+}

@@ -1,0 +1,186 @@
+//! The house in order: arrows that never turn back, every file says what lives there, tests wait for
+//! states, every promise of the README and every metric is what the code says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each room may use. A line that is longer than it must be is a line to shorten.
+const ARROWS: &[(&str, &str)] = &[
+    ("units", ""),
+    ("wire", "units"),
+    ("telemetry", "units"),
+    ("tasks", "telemetry"),
+    ("entry", "units"),
+    ("git", "units"),
+    ("gocache", "entry units"),
+    ("backend", "entry wire tasks telemetry units"),
+    ("store", "entry tasks telemetry units"),
+    ("cache", "store backend entry wire tasks telemetry units"),
+    ("worker", "cache store backend entry tasks telemetry units"),
+    ("frontend", "cache entry wire tasks telemetry units store"),
+    ("admin", "worker cache tasks telemetry units"),
+    ("client", "wire units"),
+    ("gocacheprog", "client store gocache git entry wire tasks units"),
+    ("config", "frontend admin worker cache store backend entry telemetry units"),
+    ("daemon", "config admin frontend worker cache store backend entry wire tasks telemetry units"),
+    ("cli", "daemon config client gocacheprog gocache git store entry wire telemetry units"),
+    ("main", "cli"),
+];
+
+/// Longest file and function that pass without a question.
+const FILE_MAX: usize = 800;
+const FUNCTION_MAX: usize = 75;
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(dir: &Path, out: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                out.push((path.strip_prefix(root()).unwrap().to_owned(), text));
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&root().join("src"), &mut out);
+    out.sort();
+    out
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn room(path: &Path) -> String {
+    let name = path.components().nth(1).unwrap().as_os_str().to_string_lossy();
+    name.trim_end_matches(".rs").to_owned()
+}
+
+/// The part of a file that is not its unit tests.
+fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap()
+}
+
+#[test]
+fn arrows_follow_the_data_and_never_turn_back() {
+    let allowed: BTreeMap<&str, Vec<&str>> =
+        ARROWS.iter().map(|(room, to)| (*room, to.split_whitespace().collect())).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let from = room(&path);
+        if from == "lib"
+            || path.ends_with("tests.rs")
+            || path.components().any(|c| c.as_os_str() == "tests")
+        {
+            continue;
+        }
+        let to = allowed.get(from.as_str()).unwrap_or_else(|| panic!("no line for {from}"));
+        for used in code(&text).split("crate::").skip(1) {
+            let used: String =
+                used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if used != from && !to.contains(&used.as_str()) {
+                wrong.push(format!("{}: {from} -> {used}", path.display()));
+            }
+        }
+    }
+    wrong.sort();
+    wrong.dedup();
+    assert!(wrong.is_empty(), "arrows that turn back:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_two_rooms_use_each_other() {
+    for (a, to) in ARROWS {
+        for b in to.split_whitespace() {
+            let back = ARROWS.iter().find(|(room, _)| *room == b).unwrap().1;
+            assert!(!back.split_whitespace().any(|r| r == *a), "{a} <-> {b}");
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_lives_there_and_fits() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        if !text.starts_with("//!") {
+            wrong.push(format!("{} does not say what lives there", path.display()));
+        }
+        let lines = code(&text).lines().count();
+        if lines > FILE_MAX {
+            wrong.push(format!("{} has {lines} lines", path.display()));
+        }
+        for (name, len) in functions(code(&text)) {
+            if len > FUNCTION_MAX {
+                wrong.push(format!("{}: {name} has {len} lines", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Names and lengths of functions, by indentation.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let body = line.trim_start();
+        let head = body.trim_start_matches("pub(super) ").trim_start_matches("pub(crate) ");
+        let head = head.trim_start_matches("pub ").trim_start_matches("const ");
+        let head = head.trim_start_matches("async ");
+        let Some(rest) = head.strip_prefix("fn ") else { continue };
+        let indent = line.len() - body.len();
+        let end = format!("{}}}", " ".repeat(indent));
+        if let Some(len) = lines[i..].iter().position(|l| *l == end) {
+            let name: String =
+                rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            out.push((name, len + 1));
+        }
+    }
+    out
+}
+
+#[test]
+fn the_readme_lists_every_metric_and_no_other() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for row in larder::telemetry::metrics::CATALOGUE {
+        let line = format!("| `{}` | {} | {} | {} |", row.name, row.kind, row.labels, row.meaning);
+        assert!(readme.contains(&line), "the README lacks:\n{line}");
+    }
+    let listed = readme.lines().filter(|l| l.starts_with("| `larder_")).count();
+    assert_eq!(listed, larder::telemetry::metrics::CATALOGUE.len());
+}
+
+#[test]
+fn tests_wait_for_states_and_not_for_moments() {
+    for dir in ["tests", "src"] {
+        for entry in walk_all(&root().join(dir)) {
+            let text = fs::read_to_string(&entry).unwrap();
+            let sleeps = ["thread", "time"].map(|module| format!("{module}::sleep("));
+            let is_test = dir == "tests";
+            if is_test && sleeps.iter().any(|s| text.contains(s)) {
+                panic!("{} sleeps", entry.display());
+            }
+            assert!(
+                !text.contains(&format!("#[{}", "ignore")),
+                "{} ignores a test",
+                entry.display()
+            );
+        }
+    }
+}
+
+fn walk_all(dir: &Path) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            out.extend(walk_all(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+    out
+}
