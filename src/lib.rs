@@ -39,6 +39,7 @@ pub mod telemetry;
 pub mod tasks;
 
 pub mod entry;
+pub mod git;
 pub mod gocache;
 
 pub mod backend;
@@ -56,3 +57,7 @@ pub mod client;
 pub mod gocacheprog;
 
 pub mod config;
+
+pub mod daemon;
+
+pub mod cli;
