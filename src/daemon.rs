@@ -152,23 +152,17 @@ impl Daemon {
         let http = bound.http.clone();
         let sources = admin::Sources {
             cache: cache.clone(),
-            workers: Arc::new({
-                let workers = workers.clone();
-                move || control::workers_json(&workers)
-            }),
+            workers: workers.clone(),
             listen: http.clone(),
             ready: ready.clone(),
         };
-        let control: Arc<dyn Control> =
-            Arc::new(Controls::new(sources.clone(), workers.clone(), stopping.clone()));
+        let control: Arc<dyn Control> = Arc::new(Controls::new(sources.clone(), stopping.clone()));
         let socket = config.frontend.socket.clone();
         let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone());
         let doors = Tasks::new();
         frontend.serve(bound, &doors.shutdown_signal());
-        let admin = admin
-            .map(|admin| admin.serve(sources))
-            .transpose()
-            .map_err(StartError::Admin)?;
+        let admin =
+            admin.map(|admin| admin.serve(sources)).transpose().map_err(StartError::Admin)?;
         ready.store(true, Ordering::Release);
         Ok(Self {
             cache,

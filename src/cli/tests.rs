@@ -43,7 +43,8 @@ fn command_lines_mean_what_people_expect() {
 
 #[test]
 fn only_go_is_told_at_once() {
-    let is_helper = |line: &str| go::is_helper(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+    let is_helper =
+        |line: &str| go::is_helper(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
     assert!(is_helper("larder go"));
     assert!(is_helper("larder go --namespace x"));
     for other in ["larder go --help", "larder go -h", "larder run go", "larder"] {

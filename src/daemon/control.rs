@@ -11,7 +11,6 @@ use crate::cache::realm::Wanted;
 use crate::entry::RealmId;
 use crate::frontend::Control;
 use crate::store::verify::{Purge, Verified};
-use crate::worker::Workers;
 
 /// How often progress is told, in entries.
 const PROGRESS_EVERY: u64 = 512;
@@ -22,22 +21,17 @@ const FLUSH_DEFAULT: Duration = Duration::from_secs(600);
 /// Answers with what the daemon knows.
 pub(super) struct Controls {
     sources: Sources,
-    workers: Workers,
     stopping: watch::Sender<bool>,
 }
 
 impl Controls {
-    pub(super) const fn new(
-        sources: Sources,
-        workers: Workers,
-        stopping: watch::Sender<bool>,
-    ) -> Self {
-        Self { sources, workers, stopping }
+    pub(super) const fn new(sources: Sources, stopping: watch::Sender<bool>) -> Self {
+        Self { sources, stopping }
     }
 
     async fn flush(&self, request: &Value) -> Value {
         let within = request["timeout_ms"].as_u64().map_or(FLUSH_DEFAULT, Duration::from_millis);
-        let flushed = self.workers.flush(within).await;
+        let flushed = self.sources.workers.flush(within).await;
         json!({
             "left_entries": flushed.left_entries,
             "left_bytes": flushed.left_bytes,
@@ -45,11 +39,7 @@ impl Controls {
         })
     }
 
-    async fn verify(
-        &self,
-        request: &Value,
-        progress: &(dyn Fn(Value) + Send + Sync),
-    ) -> Value {
+    async fn verify(&self, request: &Value, progress: &(dyn Fn(Value) + Send + Sync)) -> Value {
         let store = self.sources.cache.store().clone();
         let repair = request["repair"].as_bool().unwrap_or(false);
         let (sender, mut steps) = tokio::sync::mpsc::channel(16);
@@ -112,19 +102,6 @@ impl Controls {
         let realm = self.sources.cache.realms().resolve(wanted);
         realm.map(|realm| realm.id).map_err(|error| error.to_string())
     }
-}
-
-/// What the workers say of themselves.
-pub(super) fn workers_json(workers: &Workers) -> Value {
-    let rows = workers.status().into_iter().map(|worker| {
-        json!({
-            "name": worker.name,
-            "state": worker.state,
-            "runs": worker.runs,
-            "panics": worker.panics,
-        })
-    });
-    Value::Array(rows.collect())
 }
 
 fn verified_json(report: &Verified) -> Value {
