@@ -60,7 +60,36 @@ impl Sources {
         let config_file = files.into_iter().next_back().map(|(_, path)| path.into());
         Self { flags, env: std::env::vars_os().collect(), config_file }
     }
+
+    /// A variable of somebody else's, for those who must know what other tools were told. An empty
+    /// one counts as unset.
+    pub fn variable(&self, name: &str) -> Option<OsString> {
+        let found = self.env.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+    }
+
+    /// The same as text; None as well if it is not UTF-8.
+    pub fn text(&self, name: &str) -> Option<String> {
+        self.variable(name)?.into_string().ok()
+    }
+
+    /// These sources without a word of larder's own, and with a home.
+    fn silent(&self) -> Self {
+        let is_kept = |name: &OsString| !name.to_string_lossy().starts_with("LARDER_");
+        let mut env: Vec<_> = self.env.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
+        // No file is there, so none is read.
+        env.retain(|(name, _)| name != "XDG_CONFIG_HOME");
+        env.push(("XDG_CONFIG_HOME".into(), NOWHERE.into()));
+        if self.variable("HOME").is_none() {
+            let uid = rustix::process::getuid().as_raw();
+            env.push(("HOME".into(), format!("/tmp/larder-{uid}").into()));
+        }
+        Self { flags: Vec::new(), env, config_file: None }
+    }
 }
+
+/// A directory that nobody makes.
+const NOWHERE: &str = "/nonexistent/larder";
 
 /// What every component is to do.
 #[derive(Clone, Debug)]
@@ -154,6 +183,13 @@ impl ClientConfig {
         load(sources, Path::new(paths::SYSTEM_CONFIG), Secrets::Leave).map(|config| config.client)
     }
 
+    /// What a client goes on with when its settings are wrong: none of them count, and no file is
+    /// read. A build must not end because of us.
+    pub fn defaults(sources: &Sources) -> Result<Self, Faults> {
+        let config = load(&sources.silent(), Path::new(NOWHERE), Secrets::Leave);
+        config.map(|config| config.client)
+    }
+
     /// The whole environment of a daemon that this client starts.
     pub fn child_env(&self) -> Vec<(OsString, OsString)> {
         self.child_env.variables()
@@ -221,8 +257,8 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
         store: store::Config { dir, disk, floor },
         cache,
         worker: worker::Config { idle_exit },
+        admin: admin::Config { listen, allow_host: frontend.allow_host.clone() },
         frontend,
-        admin: admin::Config { listen },
         log,
         upstreams: upstreams.configs,
         client,

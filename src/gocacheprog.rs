@@ -83,6 +83,15 @@ pub struct HelperConfig {
     pub pid: u32,
 }
 
+/// The realms of a client that no daemon has told any: what it is told to write, and what it trusts.
+/// The daemon makes the same ones of the same words.
+pub fn realms(upstream: Option<&str>, namespace: &str, trust: Option<&str>) -> Vec<RealmId> {
+    let upstream = upstream.unwrap_or_default();
+    let trust = trust.filter(|trust| *trust != namespace);
+    let own = RealmId::of(upstream, namespace, trust);
+    std::iter::once(own).chain(trust.map(|trust| RealmId::of(upstream, trust, None))).collect()
+}
+
 /// What the threads of a helper share.
 struct Helper {
     config: HelperConfig,

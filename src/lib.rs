@@ -31,17 +31,6 @@
 //!   awaited by a request; only `store` touches the store; only `tasks` spawns; only `config` reads
 //!   the environment; only `units` reads the clock. A test holds the arrows.
 
-pub mod admin;
-pub mod backend;
-pub mod cache;
-pub mod client;
-pub mod entry;
-pub mod frontend;
-pub mod gocache;
-pub mod gocacheprog;
-pub mod store;
-pub mod tasks;
-pub mod telemetry;
 pub mod units;
 pub mod wire;
 
@@ -50,6 +39,7 @@ pub mod telemetry;
 pub mod tasks;
 
 pub mod entry;
+pub mod git;
 pub mod gocache;
 
 pub mod backend;
@@ -67,3 +57,7 @@ pub mod client;
 pub mod gocacheprog;
 
 pub mod config;
+
+pub mod daemon;
+
+pub mod cli;

@@ -596,6 +596,11 @@ impl Store {
         self.inner.tail.owed(number, most)
     }
 
+    /// The upload with this number; None once it is settled, or replaced by a newer one.
+    pub fn owed_at(&self, number: u64) -> Option<Owed> {
+        self.inner.tail.owed_by_number(number)
+    }
+
     pub fn settle(&self, number: u64) -> bool {
         self.inner.tail.begin().is_ok_and(|mut change| change.settle(number))
     }

@@ -29,6 +29,8 @@ pub enum GoPut {
 
 /// A Go entry, ready to be sent upstream.
 pub struct Outgoing {
+    /// Digest of the output that is packed.
+    pub digest: Digest,
     /// The action's value.
     pub value: Vec<u8>,
     /// A frame that does not fit into it: send it first.
@@ -211,7 +213,7 @@ impl Cache {
             cost_ms: row.cost_ms,
             frame,
         };
-        Some(Outgoing { value: entry.encode(), frame: apart })
+        Some(Outgoing { digest: row.digest, value: entry.encode(), frame: apart })
     }
 
     /// Takes over what helpers left while no daemon was there; returns how many. Blocks.

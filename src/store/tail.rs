@@ -208,8 +208,16 @@ impl Tail {
         self.index.read().and_then(|r| r.owed_number(identity)).ok().flatten()
     }
 
-    fn owed_by_number(&self, number: u64) -> Option<Owed> {
-        self.owed(number, 1).into_iter().next().filter(|(n, _)| *n == number).map(|(_, o)| o)
+    /// The upload with this number, if it is still owed. Looks at nothing behind it: whoever
+    /// settles many asks this once for each.
+    pub(super) fn owed_by_number(&self, number: u64) -> Option<Owed> {
+        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, owed)) = overlay.owed.get(&number) {
+            return owed.clone();
+        }
+        drop(overlay);
+        let list = self.index.read().and_then(|r| r.owed(number, 1)).unwrap_or_default();
+        list.into_iter().next().filter(|(n, _)| *n == number).map(|(_, owed)| owed)
     }
 
     /// Waits until everything acknowledged so far is in the index, on stable storage.

@@ -164,7 +164,7 @@ impl Upstream {
 /// Why an owed upload was given up, in the order of `Metrics::dropped`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// Upstream will never take it: too large, or read-only.
+    /// Upstream will never take it: too large, or with a name that it cannot tell from another.
     Refused,
     /// The entry was evicted or purged before it was sent.
     Gone,

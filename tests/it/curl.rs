@@ -22,7 +22,8 @@ fn malformed_keys_and_paths_are_told_apart_from_misses() {
     let home = Home::new();
     let daemon = home.daemon(&[]);
     for path in ["/cas/abc", "/ac/zz", "/kv/a/../b", "/kv/%2e%2e/b", "/kv/a%2fb", "/kv/a%00"] {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         assert!(raw(&daemon, request.as_bytes()).starts_with("HTTP/1.1 400"), "{path}");
     }
     let miss = daemon.get(&ac(1));
@@ -37,7 +38,8 @@ fn malformed_keys_and_paths_are_told_apart_from_misses() {
 fn a_huge_header_is_refused_and_the_daemon_goes_on() {
     let home = Home::new();
     let daemon = home.daemon(&[]);
-    let request = format!("GET /kv/a HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let request =
+        format!("GET /kv/a HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
     assert!(raw(&daemon, request.as_bytes()).starts_with("HTTP/1.1 431"));
     assert_eq!(daemon.put("/kv/a", b"a").status, 201);
 }
@@ -131,8 +133,7 @@ fn every_fault_of_a_configuration_is_named_with_its_place() {
     let home = Home::new();
     let path = home.path().join("config.toml");
     std::fs::write(&path, "memmory = \"1GiB\"\ndisk = \"lots\"\n[[upstream]]\nurl = 3\n").unwrap();
-    let output =
-        home.larder(&["check-config", "--config"]).arg(&path).output().unwrap();
+    let output = home.larder(&["check-config", "--config"]).arg(&path).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     for place in ["config.toml:1", "config.toml:2", "config.toml:4"] {
@@ -149,7 +150,9 @@ fn curl_over_the_socket_needs_no_host_and_no_token() {
     let home = Home::new();
     let daemon = home.daemon(&[]);
     let mut stream = std::os::unix::net::UnixStream::connect(&daemon.socket).unwrap();
-    stream.write_all(b"GET /kv/none HTTP/1.1\r\nhost: anything.at.all\r\nconnection: close\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /kv/none HTTP/1.1\r\nhost: anything.at.all\r\nconnection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");

@@ -136,7 +136,8 @@ fn slow_senders_do_not_hold_up_others() {
     let mut slow = Vec::new();
     for n in 0..50 {
         let mut stream = std::net::TcpStream::connect(daemon.addr()).unwrap();
-        let head = format!("PUT /kv/slow{n} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nx");
+        let head =
+            format!("PUT /kv/slow{n} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nx");
         std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
         slow.push(stream);
     }

@@ -147,7 +147,10 @@ fn the_empty_content_is_always_there() {
     let home = Home::new();
     let daemon = home.daemon(&[]);
     assert_eq!(daemon.get(&cas(b"")).status, 200);
-    assert_eq!(daemon.put(&cas(b""), b"").status, 200 + u16::from(daemon.stats()["disk"]["entries"] == 0));
+    assert_eq!(
+        daemon.put(&cas(b""), b"").status,
+        200 + u16::from(daemon.stats()["disk"]["entries"] == 0)
+    );
     assert_eq!(daemon.get(&cas(b"")).header("content-length"), Some("0"));
 }
 
@@ -222,7 +225,10 @@ fn a_body_of_four_gibibytes_passes_in_bounded_memory() {
     let pieces = 4096_u64;
     let mut stream = std::net::TcpStream::connect(daemon.addr()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-    let head = format!("PUT /kv/huge HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", pieces << 20);
+    let head = format!(
+        "PUT /kv/huge HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+        pieces << 20
+    );
     stream.write_all(head.as_bytes()).unwrap();
     for _ in 0..pieces {
         stream.write_all(&piece).unwrap();
@@ -231,7 +237,9 @@ fn a_body_of_four_gibibytes_passes_in_bounded_memory() {
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 201");
     let mut stream = std::net::TcpStream::connect(daemon.addr()).unwrap();
-    stream.write_all(b"GET /kv/huge HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /kv/huge HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .unwrap();
     let mut got = 0_u64;
     let mut buffer = vec![0; 1 << 20];
     let mut head_len = None;

@@ -23,10 +23,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("client", "wire units"),
     ("gocacheprog", "client store gocache git entry wire tasks units"),
     ("config", "frontend admin worker cache store backend entry telemetry units"),
-    (
-        "daemon",
-        "config admin frontend worker cache store backend entry wire tasks telemetry units",
-    ),
+    ("daemon", "config admin frontend worker cache store backend entry wire tasks telemetry units"),
     ("cli", "daemon config client gocacheprog gocache git store entry wire telemetry units"),
     ("main", "cli"),
 ];
@@ -74,7 +71,10 @@ fn arrows_follow_the_data_and_never_turn_back() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let from = room(&path);
-        if from == "lib" || path.ends_with("tests.rs") || path.components().any(|c| c.as_os_str() == "tests") {
+        if from == "lib"
+            || path.ends_with("tests.rs")
+            || path.components().any(|c| c.as_os_str() == "tests")
+        {
             continue;
         }
         let to = allowed.get(from.as_str()).unwrap_or_else(|| panic!("no line for {from}"));
@@ -134,7 +134,8 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         let indent = line.len() - body.len();
         let end = format!("{}}}", " ".repeat(indent));
         if let Some(len) = lines[i..].iter().position(|l| *l == end) {
-            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let name: String =
+                rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             out.push((name, len + 1));
         }
     }
@@ -162,7 +163,11 @@ fn tests_wait_for_states_and_not_for_moments() {
             if is_test && sleeps.iter().any(|s| text.contains(s)) {
                 panic!("{} sleeps", entry.display());
             }
-            assert!(!text.contains(&format!("#[{}", "ignore")), "{} ignores a test", entry.display());
+            assert!(
+                !text.contains(&format!("#[{}", "ignore")),
+                "{} ignores a test",
+                entry.display()
+            );
         }
     }
 }

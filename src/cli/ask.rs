@@ -1,0 +1,97 @@
+//! `larder stats`, `stop` and `flush`: questions to the daemon. 4: there is none.
+
+use std::time::Duration;
+
+use clap::ArgMatches;
+use serde_json::{Value, json};
+
+use super::{Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out, stats as words};
+use crate::config::ClientConfig;
+use crate::store::index::Index;
+use crate::store::layout::Layout;
+use crate::units::{ByteSize, show_count};
+
+const FLUSH_WITHIN: Duration = Duration::from_secs(600);
+/// What the daemon may take to answer beyond the time that it was given.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+pub(super) fn stats(matches: &ArgMatches) -> Outcome {
+    let (_, config) = client_of(matches)?;
+    let status = link::ask(&config, "stats")?;
+    if matches.get_flag("json") {
+        out::print_json(&status);
+    } else {
+        words::lines(&status).iter().for_each(|line| out::print(line));
+    }
+    Ok(0)
+}
+
+pub(super) fn stop(matches: &ArgMatches) -> Outcome {
+    let (_, config) = client_of(matches)?;
+    let reply = link::ask(&config, "stop")?;
+    if matches.get_flag("json") {
+        out::print_json(&reply);
+    } else {
+        out::print("the daemon ends; uploads that are still owed stay in its journal");
+    }
+    Ok(0)
+}
+
+/// Waits until nothing is owed. 3: something is left.
+pub(super) fn flush(matches: &ArgMatches) -> Outcome {
+    let (_, config) = client_of(matches)?;
+    let within = duration_of(matches, "timeout")?.unwrap_or(FLUSH_WITHIN);
+    let reply = match flush_by_daemon(&config, within) {
+        Err(failure) if failure.code == NO_DAEMON && config.daemon.is_none() => {
+            flush_without(&config, within)?
+        }
+        other => other?,
+    };
+    let left = reply["left_entries"].as_u64().unwrap_or(0);
+    if matches.get_flag("json") {
+        out::print_json(&reply);
+    } else if left == 0 {
+        out::print("no uploads are owed");
+    } else {
+        let size = ByteSize(reply["left_bytes"].as_u64().unwrap_or(0));
+        let why = reply["why"].as_str().unwrap_or("the time is over");
+        out::print(&format!("{} uploads are owed, {size}: {why}", show_count(left)));
+    }
+    Ok(if left == 0 { 0 } else { LEFT })
+}
+
+fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Failure> {
+    let timeout_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    let request = json!({ "op": "flush", "timeout_ms": timeout_ms });
+    let mut progress = out::Progress::new();
+    link::question(config, &request, within.saturating_add(ANSWER_WITHIN), &mut |reply| {
+        if let Some(left) = reply["progress"]["left"].as_u64() {
+            progress.show(&format!("{} uploads to go", show_count(left)));
+        }
+    })
+}
+
+/// Starts a daemon on the store if it owes something.
+fn flush_without(config: &ClientConfig, within: Duration) -> Result<Value, Failure> {
+    let owed = owed(config);
+    if owed == Some(0) {
+        return Ok(json!({ "left_entries": 0, "left_bytes": 0, "why": null }));
+    }
+    match link::ensure(config) {
+        Ok(()) => flush_by_daemon(config, within),
+        Err(problem) => Err(Failure::new(LEFT, format!("uploads may be owed: {problem}"))),
+    }
+}
+
+/// How many uploads the store owes, where that is certain without opening it.
+fn owed(config: &ClientConfig) -> Option<u64> {
+    let layout = Layout::new(&config.store);
+    if !layout.index().exists() {
+        return Some(0);
+    }
+    let index = Index::open_to_read(&layout.index()).ok()?;
+    let reading = index.read().ok()?;
+    // After an unclean stop, what the index does not know yet may owe more.
+    let is_clean = reading.covered().ok()?.is_some_and(|covered| covered.clean);
+    is_clean.then(|| reading.owed_entries().ok()).flatten()
+}

@@ -1,0 +1,115 @@
+//! How the command line reaches a daemon: its address, questions to it, and starting one.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Failure, NO_DAEMON};
+use crate::client::{self, Address, ConnectError, ControlError, StartDaemon};
+use crate::config::{ClientConfig, Daemon};
+
+/// An answer that needs no work is not waited for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A daemon that opens a large store after a crash may take its time.
+const START_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where the daemon is.
+pub(super) fn address(config: &ClientConfig) -> Address {
+    match &config.daemon {
+        None => Address::Unix(config.socket.clone()),
+        Some(Daemon::Unix(path)) => Address::Unix(path.clone()),
+        Some(Daemon::Http(url)) => {
+            let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+            let host = rest.split('/').next().unwrap_or(rest);
+            // An address in brackets has colons of its own.
+            let has_port = host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+            let port = if scheme == "https" { 443 } else { 80 };
+            Address::Tcp(if has_port { host.to_owned() } else { format!("{host}:{port}") })
+        }
+    }
+}
+
+/// How to start a daemon behind the socket. None if settings name a daemon: that one is meant.
+pub(super) fn starting(config: &ClientConfig) -> Option<StartDaemon> {
+    if config.daemon.is_some() {
+        return None;
+    }
+    Some(StartDaemon {
+        exe: std::env::current_exe().ok()?,
+        args: vec!["daemon".into(), "--detached".into()],
+        env: config.child_env(),
+        log: config.daemon_log.clone(),
+        socket: config.socket.clone(),
+    })
+}
+
+/// Starts a daemon if none runs; says why there is none in the end.
+pub(super) fn ensure(config: &ClientConfig) -> Result<(), String> {
+    if ask(config, "stats").is_ok() {
+        return Ok(());
+    }
+    match starting(config) {
+        Some(settings) => {
+            client::start_daemon(&settings, START_WITHIN).map_err(|error| error.to_string())
+        }
+        None => ask(config, "stats").map(drop).map_err(|failure| failure.problem),
+    }
+}
+
+/// A question that needs no more than the name of its operation.
+pub(super) fn ask(config: &ClientConfig, operation: &str) -> Result<Value, Failure> {
+    question(config, &json!({ "op": operation }), PATIENCE, &mut |_| {})
+}
+
+/// Asks the daemon; that there is none is a failure with the code for it.
+pub(super) fn question(
+    config: &ClientConfig,
+    request: &Value,
+    patience: Duration,
+    progress: &mut dyn FnMut(&Value),
+) -> Result<Value, Failure> {
+    let address = address(config);
+    let token = config.token.as_ref().map(|token| token.reveal());
+    let reply = client::control(&address, token, request, patience, progress)
+        .map_err(|error| failure(&error))?;
+    match reply["error"].as_str() {
+        Some(error) => Err(Failure::new(super::FAILED, error)),
+        None => Ok(reply),
+    }
+}
+
+fn failure(error: &ControlError) -> Failure {
+    let code = match error {
+        ControlError::Connect(_) => NO_DAEMON,
+        ControlError::Broken { .. } => super::FAILED,
+    };
+    let hint = match error {
+        ControlError::Connect(ConnectError::Nobody(_)) => "; start one with `larder daemon`",
+        ControlError::Connect(_) | ControlError::Broken { .. } => "",
+    };
+    Failure::new(code, format!("{error}{hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_their_schemes_port() {
+        let cases = [
+            ("http://127.0.0.1:7878", "127.0.0.1:7878"),
+            ("http://cache.example.com/x", "cache.example.com:80"),
+            ("https://cache.example.com", "cache.example.com:443"),
+            ("http://[::1]", "[::1]:80"),
+            ("http://[::1]:7878", "[::1]:7878"),
+        ];
+        let env = vec![("HOME".into(), "/nonexistent".into())];
+        for (url, host) in cases {
+            let flags = vec![("daemon".to_owned(), url.to_owned())];
+            let sources = crate::config::Sources { flags, env: env.clone(), config_file: None };
+            let config = ClientConfig::load(&sources).unwrap();
+            assert_eq!(address(&config), Address::Tcp(host.to_owned()), "{url}");
+            assert!(starting(&config).is_none());
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What a build is told at its end: one line, whose form scripts rely on, and the same as JSON.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::units::{show_count, show_duration};
+
+/// What the sessions of one id have come to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Summary {
+    pub(super) hits_near: u64,
+    pub(super) hits_upstream: u64,
+    pub(super) misses: u64,
+    pub(super) bytes_in: u64,
+    pub(super) owed: u64,
+    pub(super) saved_s: f64,
+    pub(super) waited_s: f64,
+    /// Whether a helper is still telling.
+    pub(super) is_open: bool,
+}
+
+impl Summary {
+    /// Adds up the sessions with this id; a build that uses two namespaces has two.
+    pub(super) fn of(status: &Value, id: &str) -> Self {
+        let owed = status["journal"]["owed_entries"].as_u64().unwrap_or(0);
+        let mut sum = Self { owed, ..Self::default() };
+        let sessions = status["sessions"].as_array().into_iter().flatten();
+        for session in sessions.filter(|session| session["id"] == id) {
+            let number = |key: &str| session[key].as_u64().unwrap_or(0);
+            let seconds = |key: &str| session[key].as_f64().unwrap_or(0.0);
+            sum.hits_near += number("hits").saturating_sub(number("hits_upstream"));
+            sum.hits_upstream += number("hits_upstream");
+            sum.misses += number("misses");
+            sum.bytes_in += number("bytes_in");
+            sum.saved_s += seconds("saved_s");
+            sum.waited_s += seconds("waited_s");
+            sum.is_open |= session["ended"].is_null();
+        }
+        sum
+    }
+
+    pub(super) fn line(&self) -> String {
+        format!(
+            "{} hits ({} memory/disk, {} upstream), {} misses, {} down, {} uploads owed, \
+             saved ~{}, waited {}",
+            show_count(self.hits_near + self.hits_upstream),
+            show_count(self.hits_near),
+            show_count(self.hits_upstream),
+            show_count(self.misses),
+            megabytes(self.bytes_in),
+            show_count(self.owed),
+            seconds(self.saved_s),
+            seconds(self.waited_s),
+        )
+    }
+
+    pub(super) fn json(&self, session: &str, exit_code: u8) -> Value {
+        json!({
+            "version": 1,
+            "session": session,
+            "exit_code": exit_code,
+            "hits": self.hits_near + self.hits_upstream,
+            "hits_upstream": self.hits_upstream,
+            "misses": self.misses,
+            "bytes_in": self.bytes_in,
+            "uploads_owed": self.owed,
+            "saved_s": self.saved_s,
+            "waited_s": self.waited_s,
+        })
+    }
+}
+
+/// Megabytes as networks count them; the first ten with a digit more.
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes.saturating_add(50_000) / 100_000;
+    match tenths {
+        0 => "0 MB".to_owned(),
+        1..100 => format!("{}.{} MB", tenths / 10, tenths % 10),
+        _ => format!("{} MB", show_count(bytes.saturating_add(500_000) / 1_000_000)),
+    }
+}
+
+fn seconds(seconds: f64) -> String {
+    show_duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_has_the_form_that_scripts_rely_on() {
+        let full = Summary {
+            hits_near: 980,
+            hits_upstream: 44,
+            misses: 12,
+            bytes_in: 35_200_000,
+            owed: 2,
+            saved_s: 41.4,
+            waited_s: 0.31,
+            is_open: false,
+        };
+        let cases = [
+            (
+                full.clone(),
+                "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 35 MB down, 2 uploads owed, \
+                 saved ~41 s, waited 0.3 s",
+            ),
+            (
+                Summary::default(),
+                "0 hits (0 memory/disk, 0 upstream), 0 misses, 0 MB down, 0 uploads owed, \
+                 saved ~0.0 s, waited 0.0 s",
+            ),
+            (
+                Summary {
+                    bytes_in: 1_250_000_000,
+                    saved_s: 7300.0,
+                    waited_s: -1.0,
+                    ..full.clone()
+                },
+                "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 1,250 MB down, \
+                 2 uploads owed, saved ~2 h 1 m, waited 0.0 s",
+            ),
+        ];
+        for (summary, line) in cases {
+            assert_eq!(summary.line(), line);
+        }
+        for (bytes, shown) in [(49_999, "0 MB"), (50_000, "0.1 MB"), (9_940_000, "9.9 MB")] {
+            assert_eq!(megabytes(bytes), shown);
+        }
+    }
+
+    #[test]
+    fn sessions_of_one_build_are_added_up() {
+        let session = |id: &str, ended: Value| {
+            json!({"id": id, "hits": 5, "hits_upstream": 2, "misses": 1, "bytes_in": 10,
+                   "saved_s": 1.5, "waited_s": 0.5, "ended": ended})
+        };
+        let status = json!({
+            "journal": {"owed_entries": 7},
+            "sessions": [session("a", 9.into()), session("b", 9.into()), session("a", Value::Null)],
+        });
+        let sum = Summary::of(&status, "a");
+        assert_eq!((sum.hits_near, sum.hits_upstream, sum.misses, sum.owed), (6, 4, 2, 7));
+        assert!(sum.is_open);
+        assert!(!Summary::of(&status, "b").is_open);
+        assert_eq!(Summary::of(&json!({}), "c"), Summary::default());
+    }
+}

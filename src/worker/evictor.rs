@@ -1,0 +1,112 @@
+//! Makes room on disk, and writes down what was used. What is given up is the store's decision.
+//!
+//! Its look at the free space, every ten seconds, is the one thing that wakes an idle daemon often.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::cache::Cache;
+use crate::store::Store;
+use crate::store::evict::Eviction;
+use crate::units::show_count;
+use crate::worker::desk::Desk;
+
+/// Space may also go to others: one statvfs tells.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// While something waits for its grace to end.
+const STEP_EVERY: Duration = Duration::from_secs(1);
+/// What was used since may be forgotten by a crash; then everything counts as fresh.
+const TOUCHES_EVERY: Duration = Duration::from_secs(60);
+/// Steps in one go: the blocking thread is given back now and then.
+const STEPS_MAX: usize = 1000;
+
+pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
+    let mut shutdown = cache.tasks().shutdown_signal();
+    let mut eviction = Eviction::new(cache.clock().now().0);
+    let mut touches_flushed = Instant::now();
+    loop {
+        desk.woke();
+        if touches_flushed.elapsed() >= TOUCHES_EVERY {
+            touches_flushed = Instant::now();
+            let store = cache.store().clone();
+            let _ = cache.tasks().blocking("write touches", move || store.flush_touches()).await;
+        }
+        let is_needed = cache.store().excess() > 0 || eviction.waiting() > 0;
+        if is_needed {
+            desk.set_state("making room");
+            let store = cache.store().clone();
+            let seed = cache.clock().now().0;
+            let step = move || {
+                make_room(&store, &mut eviction);
+                eviction
+            };
+            // After a panic, which was counted, what was condemned is forgotten and found again.
+            let done = cache.tasks().blocking("evict", step).await;
+            eviction = done.unwrap_or_else(|| Eviction::new(seed));
+        }
+        let pause = next_look(cache.store().excess(), eviction.waiting());
+        desk.set_state(match eviction.waiting() {
+            0 => "idle".to_owned(),
+            waiting => format!("{} files are about to go", show_count(waiting as u64)),
+        });
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+const fn next_look(excess: u64, waiting: usize) -> Duration {
+    if excess > 0 || waiting > 0 { STEP_EVERY } else { LOOK_EVERY }
+}
+
+/// Steps until nothing is in excess, or a step changes nothing.
+fn make_room(store: &Store, eviction: &mut Eviction) {
+    for _ in 0..STEPS_MAX {
+        let done = store.evict_step(eviction);
+        let is_stuck = done.entries == 0 && done.bytes == 0 && done.condemned == 0;
+        if is_stuck || store.excess() == 0 {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::uploader::bench::{Bench, until};
+
+    #[test]
+    fn it_looks_often_only_while_there_is_something_to_do() {
+        assert_eq!(next_look(0, 0), LOOK_EVERY);
+        assert_eq!(next_look(1, 0), STEP_EVERY);
+        assert_eq!(next_look(0, 1), STEP_EVERY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_store_finds_room_again() {
+        let bench = Bench::with_disk(2 << 20);
+        let cache = bench.cache(&bench.open());
+        for n in 0..20_u8 {
+            bench.put_content(&cache, &vec![n; 100 << 10]).await;
+        }
+        assert!(cache.store().excess() > 0);
+        cache.store().sync(Duration::from_secs(10));
+        bench.clock.advance(Duration::from_secs(2 * 86_400));
+        let desk = Desk::new("evictor");
+        let running = run(cache.clone(), desk.clone());
+        let has_room = until(|| {
+            // The grace of what is condemned passes with the clock.
+            bench.clock.advance(Duration::from_secs(1));
+            cache.store().excess() == 0
+        });
+        tokio::select! {
+            () = running => panic!("it ended"),
+            () = has_room => {}
+        }
+        assert!(cache.metrics().evicted_entries.get() > 0);
+        bench.close(&cache).await;
+    }
+}

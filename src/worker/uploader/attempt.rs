@@ -1,0 +1,161 @@
+//! One attempt at one upload: from the store to the backend. Nothing is settled here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::backend::{Backend, BackendError, Upload};
+use crate::cache::Cache;
+use crate::cache::realm::{Realm, Upstream};
+use crate::entry::body::Source;
+use crate::entry::{Digest, Key, Kind};
+use crate::store::Stored;
+use crate::store::file::FileSource;
+use crate::store::index::Owed;
+
+/// Compressing must not take the cores that the build runs on.
+const PACKS_MAX: usize = 2;
+/// Outputs and frames in memory at once. A larger one is packed when no other is.
+const PACKED_BYTES_MAX: u32 = 256 << 20;
+/// How long a larger body takes says more about its size.
+const TIMED_SIZE_MAX: u64 = 64 << 10;
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Sent(Sent),
+    /// Upstream has confirmed it lately.
+    Known,
+    /// There is nothing to send any more.
+    Gone,
+    /// A newer upload has taken its place.
+    Replaced,
+    /// It is there, but this machine cannot read it now.
+    Unreadable,
+    Failed(BackendError),
+}
+
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// Of the entry, as confirmations name it.
+    pub(super) digest: Digest,
+    pub(super) bytes: u64,
+    /// For the last body, if it was small.
+    pub(super) took: Option<Duration>,
+}
+
+/// Limits that all attempts share.
+pub(super) struct Packing {
+    turns: Semaphore,
+    bytes: Semaphore,
+}
+
+impl Default for Packing {
+    fn default() -> Self {
+        Self { turns: Semaphore::new(PACKS_MAX), bytes: Semaphore::new(PACKED_BYTES_MAX as usize) }
+    }
+}
+
+/// What an attempt needs. Owned by it, so that many run at once.
+pub(super) struct Attempt {
+    pub(super) cache: Cache,
+    pub(super) realm: Arc<Realm>,
+    pub(super) upstream: Upstream,
+    pub(super) packing: Arc<Packing>,
+    pub(super) number: u64,
+    pub(super) owed: Owed,
+}
+
+impl Attempt {
+    pub(super) async fn run(self) -> Outcome {
+        let key = &self.owed.key;
+        let store = self.cache.store();
+        let digest = match key.expected() {
+            Some(digest) => digest,
+            // Content is the same under any number; others would be sent twice.
+            None if store.owed_at(self.number).is_none() => return Outcome::Replaced,
+            None => match store.find(key) {
+                Some(row) => row.digest,
+                None => return Outcome::Gone,
+            },
+        };
+        if self.cache.confirmed().contains(self.realm.id, key, &digest) {
+            return Outcome::Known;
+        }
+        // What upstream holds is uncertain from here on: a put of what it held before is owed.
+        self.cache.confirmed().remove(self.realm.id, key);
+        let sent = match key.kind {
+            Kind::Go => self.send_go().await,
+            Kind::Content | Kind::Action | Kind::Opaque => self.send_body().await,
+        };
+        match sent {
+            Ok(Some(sent)) => Outcome::Sent(sent),
+            Ok(None) => self.missing().await,
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// Nothing could be read: because it is gone, or because the disk says no.
+    async fn missing(&self) -> Outcome {
+        let (store, key) = (self.cache.store().clone(), self.owed.key.clone());
+        let is_there = move || store.find(&key).is_some_and(|row| store.is_sound(&key, &row));
+        match self.cache.tasks().blocking("look for an upload", is_there).await {
+            Some(false) => Outcome::Gone,
+            Some(true) | None => Outcome::Unreadable,
+        }
+    }
+
+    async fn send_body(&self) -> Result<Option<Sent>, BackendError> {
+        let (store, key) = (self.cache.store().clone(), self.owed.key.clone());
+        let tasks = self.cache.tasks();
+        let stored = tasks.blocking("read an upload", move || store.get(&key)).await.flatten();
+        let (digest, upload) = match stored {
+            None => return Ok(None),
+            Some(Stored::Bytes(meta, bytes)) => (meta.digest, Upload::bytes(bytes)),
+            Some(Stored::File(meta, file)) => {
+                let source = FileSource { file, tasks: tasks.clone() };
+                let len = meta.size;
+                (meta.digest, Upload { len, open: Arc::new(move || source.stream(0..len)) })
+            }
+        };
+        let bytes = upload.len;
+        let took = self.put(&self.owed.key, upload).await?;
+        Ok(Some(Sent { digest, bytes, took }))
+    }
+
+    /// The frame first, if it stands apart; then the action that names it.
+    async fn send_go(&self) -> Result<Option<Sent>, BackendError> {
+        // The output and its frame; held until both are sent.
+        let cost = u32::try_from(self.owed.size.saturating_mul(2)).unwrap_or(u32::MAX);
+        let cost = cost.clamp(1, PACKED_BYTES_MAX);
+        let _bytes = self.packing.bytes.acquire_many(cost).await.expect("it is never closed");
+        let packed = {
+            let _turn = self.packing.turns.acquire().await.expect("it is never closed");
+            let (cache, key) = (self.cache.clone(), self.owed.key.clone());
+            self.cache.tasks().blocking("pack an output", move || cache.pack_go(&key)).await
+        };
+        let Some(packed) = packed.flatten() else { return Ok(None) };
+        let mut bytes = packed.value.len() as u64;
+        if let Some((digest, frame)) = packed.frame {
+            let key = Key::content(digest);
+            if !self.cache.confirmed().contains(self.realm.id, &key, &digest) {
+                bytes += frame.len() as u64;
+                self.put(&key, Upload::bytes(frame)).await?;
+                self.cache.confirm(&self.realm, &key, digest);
+            }
+        }
+        let took = self.put(&self.owed.key, Upload::bytes(packed.value.into())).await?;
+        Ok(Some(Sent { digest: packed.digest, bytes, took }))
+    }
+
+    /// Sends one body; how long that took, if it was small.
+    async fn put(&self, key: &Key, upload: Upload) -> Result<Option<Duration>, BackendError> {
+        let is_timed = upload.len <= TIMED_SIZE_MAX;
+        let started = Instant::now();
+        let backend: &dyn Backend = &*self.upstream.backend;
+        backend.put(&self.realm.name_of(key), upload).await?;
+        Ok(is_timed.then(|| started.elapsed()))
+    }
+}

@@ -1,0 +1,283 @@
+//! The uploads owed to one upstream, as far as they are in memory, and which of them may go now.
+//!
+//! Pure: nothing is sent or settled here.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::entry::{Kind, RealmId};
+use crate::store::index::Owed;
+use crate::units::Backoff;
+use crate::worker::uploader::health::{Health, PAUSE_FIRST, PAUSE_MOST};
+
+/// Uploads held in memory; more of them wait in the journal.
+pub(super) const JOBS_MAX: usize = 8192;
+/// With so many that could go, no more are read.
+const READY_ENOUGH: usize = 512;
+/// Contents from this size on are asked for before they are sent.
+const ASK_SIZE_MIN: u64 = 64 << 10;
+/// Fewer of them are sent as quickly as they are asked for.
+const ASK_MIN: usize = 8;
+/// Names in one question.
+const ASK_MAX: usize = 512;
+
+/// In which order uploads go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Oldest,
+    /// As many as possible before the machine goes.
+    Smallest,
+}
+
+/// Where an upload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    /// Upstream is being asked whether it has this.
+    Asking,
+    /// An attempt is under way.
+    Flying,
+}
+
+/// An upload that is owed.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) owed: Owed,
+    state: State,
+    tries: u32,
+    /// It could not be read from disk so many times.
+    unreadable: u32,
+    /// Upstream was asked whether it has this.
+    is_asked: bool,
+    not_before: Option<Instant>,
+    backoff: Backoff,
+}
+
+/// See the module.
+pub(super) struct Lane {
+    pub(super) upstream: Arc<str>,
+    pub(super) health: Health,
+    /// The journal was read up to this number.
+    pub(super) cursor: u64,
+    /// There was no more to read.
+    pub(super) is_caught_up: bool,
+    jobs: BTreeMap<u64, Job>,
+    /// Contents that are owed, by realm: they hold back the actions behind them.
+    contents: BTreeMap<RealmId, BTreeSet<u64>>,
+    /// Entries that are not waiting: two attempts at one could leave the older bytes upstream.
+    busy: HashSet<Vec<u8>>,
+    attempts: usize,
+    is_asking: bool,
+}
+
+impl Lane {
+    pub(super) fn new(upstream: Arc<str>, seed: u64) -> Self {
+        Self {
+            upstream,
+            health: Health::new(seed),
+            cursor: 0,
+            is_caught_up: false,
+            jobs: BTreeMap::new(),
+            contents: BTreeMap::new(),
+            busy: HashSet::new(),
+            attempts: 0,
+            is_asking: false,
+        }
+    }
+
+    pub(super) fn insert(&mut self, number: u64, owed: Owed) {
+        if self.jobs.contains_key(&number) {
+            return;
+        }
+        if owed.key.kind == Kind::Content {
+            self.contents.entry(owed.realm).or_default().insert(number);
+        }
+        let job = Job {
+            owed,
+            state: State::Waiting,
+            tries: 0,
+            unreadable: 0,
+            is_asked: false,
+            not_before: None,
+            backoff: Backoff::new(PAUSE_FIRST, PAUSE_MOST, number),
+        };
+        self.jobs.insert(number, job);
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<&Job> {
+        self.jobs.get(&number)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Attempts under way.
+    pub(super) const fn attempts(&self) -> usize {
+        self.attempts
+    }
+
+    pub(super) fn is_busy(&self, number: u64) -> bool {
+        self.jobs.get(&number).is_some_and(|job| job.state != State::Waiting)
+    }
+
+    /// Whether more of the journal should be read.
+    pub(super) fn wants_more(&self, order: Order, now: Instant) -> bool {
+        if self.is_caught_up || self.jobs.len() >= JOBS_MAX {
+            return false;
+        }
+        match order {
+            Order::Smallest => true,
+            Order::Oldest => {
+                self.health.rests_until(now).is_none()
+                    && (self.jobs.len() < READY_ENOUGH
+                        || self.ready(order, now, READY_ENOUGH).len() < READY_ENOUGH)
+            }
+        }
+    }
+
+    /// Up to `most` uploads that may go now. Promise 7: an action goes only when all contents of
+    /// its realm that were owed before it are settled.
+    pub(super) fn ready(&self, order: Order, now: Instant, most: usize) -> Vec<u64> {
+        let all = self.jobs.iter().filter(|(number, job)| self.may_go(**number, job, now));
+        match order {
+            Order::Oldest => all.take(most).map(|(number, _)| *number).collect(),
+            Order::Smallest => {
+                let mut by_size: Vec<_> =
+                    all.map(|(number, job)| (job.owed.size, *number)).collect();
+                by_size.sort_unstable();
+                by_size.truncate(most);
+                by_size.into_iter().map(|(_, number)| number).collect()
+            }
+        }
+    }
+
+    fn may_go(&self, number: u64, job: &Job, now: Instant) -> bool {
+        job.state == State::Waiting
+            && job.not_before.is_none_or(|at| at <= now)
+            && !self.is_held_back(number, &job.owed)
+            && !self.busy.contains(&job.owed.identity())
+    }
+
+    fn is_held_back(&self, number: u64, owed: &Owed) -> bool {
+        owed.key.kind == Kind::Action
+            && self
+                .contents
+                .get(&owed.realm)
+                .and_then(BTreeSet::first)
+                .is_some_and(|first| *first < number)
+    }
+
+    /// Contents that upstream should be asked for in one call, if that pays.
+    pub(super) fn to_ask(&self, now: Instant) -> Option<Vec<u64>> {
+        if self.is_asking {
+            return None;
+        }
+        let wanted = |(number, job): (&u64, &Job)| {
+            let is_large = job.owed.key.kind == Kind::Content
+                && job.owed.size >= ASK_SIZE_MIN
+                && !job.is_asked;
+            (is_large && self.may_go(*number, job, now)).then_some(*number)
+        };
+        let numbers: Vec<u64> = self.jobs.iter().filter_map(wanted).take(ASK_MAX).collect();
+        (numbers.len() >= ASK_MIN).then_some(numbers)
+    }
+
+    /// The question begins. No upload is asked for twice, whatever the answer.
+    pub(super) fn ask(&mut self, numbers: &[u64]) {
+        self.is_asking = true;
+        for number in numbers {
+            let Some(job) = self.jobs.get_mut(number) else { continue };
+            job.is_asked = true;
+            job.state = State::Asking;
+            self.busy.insert(job.owed.identity());
+        }
+    }
+
+    /// The question is answered: what upstream has may be removed, the rest goes on.
+    pub(super) fn answered(&mut self, numbers: &[u64]) {
+        self.is_asking = false;
+        numbers.iter().for_each(|number| self.land(*number));
+    }
+
+    /// Notes that an attempt begins; false if it is not the first one.
+    pub(super) fn launch(&mut self, number: u64) -> bool {
+        let Some(job) = self.jobs.get_mut(&number) else { return true };
+        job.state = State::Flying;
+        job.tries += 1;
+        self.attempts += 1;
+        self.busy.insert(job.owed.identity());
+        job.tries == 1
+    }
+
+    /// Nothing is left to do for this number.
+    pub(super) fn remove(&mut self, number: u64) {
+        self.land(number);
+        let Some(job) = self.jobs.remove(&number) else { return };
+        if job.owed.key.kind == Kind::Content
+            && let Some(numbers) = self.contents.get_mut(&job.owed.realm)
+        {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.contents.remove(&job.owed.realm);
+            }
+        }
+    }
+
+    /// What was under way is over; nothing about the entry says that it must wait.
+    pub(super) fn land(&mut self, number: u64) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        match job.state {
+            State::Waiting => return,
+            State::Asking => {}
+            State::Flying => self.attempts -= 1,
+        }
+        job.state = State::Waiting;
+        self.busy.remove(&job.owed.identity());
+    }
+
+    /// The attempt failed, and others go first for a while.
+    pub(super) fn postpone(&mut self, number: u64, now: Instant) {
+        self.land(number);
+        if let Some(job) = self.jobs.get_mut(&number) {
+            job.not_before = Some(now + job.backoff.next_delay());
+        }
+    }
+
+    /// As `postpone`, because its bytes could not be read; how often that was.
+    pub(super) fn postpone_unreadable(&mut self, number: u64, now: Instant) -> u32 {
+        self.postpone(number, now);
+        let Some(job) = self.jobs.get_mut(&number) else { return 0 };
+        job.unreadable += 1;
+        job.unreadable
+    }
+
+    /// Somebody waits: no pauses, and the journal is read from its beginning.
+    pub(super) fn try_now(&mut self) {
+        self.health.try_now();
+        self.cursor = 0;
+        self.is_caught_up = false;
+        for job in self.jobs.values_mut() {
+            job.not_before = None;
+            job.backoff.reset();
+        }
+    }
+
+    /// When something may go that may not go now, if no attempt ends before.
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        if self.jobs.is_empty() && self.is_caught_up {
+            return None;
+        }
+        if let Some(until) = self.health.rests_until(now) {
+            return Some(until);
+        }
+        let waiting = self.jobs.values().filter(|job| job.state == State::Waiting);
+        waiting.filter_map(|job| job.not_before).filter(|at| *at > now).min()
+    }
+}
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;
