@@ -66,7 +66,16 @@ fn main() {
     let title = format!("Warm builds; target: larder ≤ {BOUND} × what it is judged by");
     let mut table = Table::new(
         &title,
-        &["warm build", "cache", "N", "seconds", "× native", "× floor", "µs a get over native", "target"],
+        &[
+            "warm build",
+            "cache",
+            "N",
+            "seconds",
+            "× native",
+            "× floor",
+            "µs a get over native",
+            "target",
+        ],
     );
     for (name, args, bound) in &builds {
         measure(&mut table, &contenders, name, args, bound, plan.runs(15, 3));
