@@ -1,7 +1,8 @@
 //! Hot GETs over TCP with keep-alive: larder from its memory tier against nginx from the page cache.
 //!
 //! M5: at least nginx's rate, p99 no worse. `wrk` makes the load and shares the machine with who is
-//! measured, so rates are shares of processor time; rounds alternate. A second table has the unix
+//! measured, so rates are shares of processor time; rounds alternate, and the processor time of an
+//! answer stands beside them. A second table has the unix
 //! socket, with a small generator of our own, since `wrk` knows none.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
@@ -32,6 +33,8 @@ use tools::{http, install};
 
 /// Names are what follows `/kv/`, and nginx's files.
 const BODIES: [(&str, usize); 3] = [("1KiB", 1 << 10), ("64KiB", 64 << 10), ("1MiB", 1 << 20)];
+/// In `/proc`, whatever the kernel's own clock.
+const TICK_US: f64 = 10_000.0;
 /// Threads of a generator; connections are shared among them.
 const THREADS: usize = 2;
 
@@ -39,6 +42,7 @@ const THREADS: usize = 2;
 struct Server {
     name: &'static str,
     addr: SocketAddr,
+    pid: u32,
 }
 
 /// What one run of `wrk` has told.
@@ -46,6 +50,8 @@ struct Server {
 struct Told {
     requests: u64,
     per_second: f64,
+    /// Processor time of the server, each.
+    cpu_us: f64,
     p50_us: f64,
     p99_us: f64,
 }
@@ -62,8 +68,8 @@ fn main() {
     let Some(nginx) = Nginx::start_static(&root) else { return };
     let daemon = Daemon::start(&work.path().join("larder"), &[]);
     let servers = [
-        Server { name: "larder", addr: daemon.addr() },
-        Server { name: "nginx", addr: nginx.addr() },
+        Server { name: "larder", addr: daemon.addr(), pid: daemon.pid() },
+        Server { name: "nginx", addr: nginx.addr(), pid: nginx.pid },
     ];
     for (name, size) in BODIES {
         let path = format!("/kv/{name}");
@@ -103,6 +109,8 @@ fn over_tcp(plan: Plan, wrk: &Path, servers: &[Server; 2], daemon: &Daemon) {
             "larder, 1/s",
             "nginx, 1/s",
             "rate, × nginx",
+            "larder CPU, µs each",
+            "nginx CPU, µs each",
             "larder p50, µs",
             "nginx p50, µs",
             "larder p99, µs",
@@ -117,7 +125,9 @@ fn over_tcp(plan: Plan, wrk: &Path, servers: &[Server; 2], daemon: &Daemon) {
             let before = daemon.count("requests/kv/hit_memory");
             interleave(&[0, 1], runs, |at| {
                 let url = format!("http://{}/kv/{name}", servers[*at].addr);
-                let run = load(wrk, &url, connections, seconds);
+                let before = processor_us(servers[*at].pid);
+                let mut run = load(wrk, &url, connections, seconds);
+                run.cpu_us = (processor_us(servers[*at].pid) - before) / run.requests as f64;
                 told[*at].push(run);
                 run.per_second
             });
@@ -133,6 +143,7 @@ fn over_tcp(plan: Plan, wrk: &Path, servers: &[Server; 2], daemon: &Daemon) {
 fn row(name: &str, connections: usize, told: &[Vec<Told>; 2]) -> Vec<String> {
     let values = |at: usize, of: fn(&Told) -> f64| told[at].iter().map(of).collect::<Values>();
     let rates = [values(0, |run| run.per_second), values(1, |run| run.per_second)];
+    let cpu = [values(0, |run| run.cpu_us), values(1, |run| run.cpu_us)];
     let p50 = [values(0, |run| run.p50_us), values(1, |run| run.p50_us)];
     let p99 = [values(0, |run| run.p99_us), values(1, |run| run.p99_us)];
     let (rate, tail) = (rates[0].over(&rates[1]), p99[0].over(&p99[1]));
@@ -144,6 +155,8 @@ fn row(name: &str, connections: usize, told: &[Vec<Told>; 2]) -> Vec<String> {
         rates[0].show(0),
         rates[1].show(0),
         rate.show(2),
+        cpu[0].show(1),
+        cpu[1].show(1),
         p50[0].show(0),
         p50[1].show(0),
         p99[0].show(0),
@@ -172,9 +185,26 @@ fn read(text: &str) -> Option<Told> {
     Some(Told {
         requests: requests.parse().ok()?,
         per_second: after("Requests/sec:")?.parse().ok()?,
+        cpu_us: 0.0,
         p50_us: micros(&after(" 50%")?)?,
         p99_us: micros(&after(" 99%")?)?,
     })
+}
+
+/// What a process and its children have had of the processors. Unlike rates, this does not depend on
+/// who else wants them.
+fn processor_us(pid: u32) -> f64 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let all = children.split_whitespace().filter_map(|child| child.parse().ok());
+    let ticks = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name, which may hold anything: state, ten numbers, then user and system time.
+        let mut numbers = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(numbers.next()?.parse::<f64>().ok()? + numbers.next()?.parse::<f64>().ok()?)
+    };
+    let total: f64 = std::iter::once(pid).chain(all).filter_map(ticks).sum();
+    total * TICK_US
 }
 
 /// `24.00us`, `1.20ms` or `2.00s`.

@@ -61,6 +61,13 @@ pub(crate) struct Far {
     pub(crate) bytes: u64,
 }
 
+impl Far {
+    /// A build that nothing far away has to do with.
+    fn of(build: &mut dyn FnMut() -> Duration) -> Self {
+        Self { took: build(), ..Self::default() }
+    }
+}
+
 /// The machine that comes anew each time.
 pub(crate) struct Runner<'a> {
     go: &'a Go,
@@ -89,7 +96,7 @@ impl<'a> Runner<'a> {
     /// others are made of.
     pub(crate) fn build_without_cache(&self) -> f64 {
         let native = self.fresh("native");
-        self.timed("native", native.go(&BUILD)).as_secs_f64()
+        self.timed("native", native.go(&BUILD), Far::of).took.as_secs_f64()
     }
 
     /// One build by a contender, or the stream.
@@ -120,9 +127,15 @@ impl<'a> Runner<'a> {
         builder
     }
 
-    /// Builds; the first time, checks the binary against that of the others.
-    fn timed(&self, name: &str, mut command: Command) -> Duration {
-        let took = builds::run(&mut command);
+    /// Builds, then checks the binary against that of the others, the first time. `around` measures
+    /// the build alone.
+    fn timed(
+        &self,
+        name: &str,
+        mut command: Command,
+        around: impl FnOnce(&mut dyn FnMut() -> Duration) -> Far,
+    ) -> Far {
+        let far = around(&mut || builds::run(&mut command));
         let (expected, seen) = &mut *self.binary.borrow_mut();
         if !seen.iter().any(|seen| seen == name) {
             seen.push(name.to_owned());
@@ -133,18 +146,18 @@ impl<'a> Runner<'a> {
             let binary = builds::binary(again, &self.work.join("app"));
             assert_eq!(*expected.get_or_insert(binary), binary, "{name} gives another binary");
         }
-        took
+        far
     }
 
     fn native(&self) -> Far {
-        Far { took: self.timed("native", self.clone("native").go(&BUILD)), ..Far::default() }
+        self.timed("native", self.clone("native").go(&BUILD), Far::of)
     }
 
     fn floor(&self) -> Far {
         let builder = self.clone("floor");
         let mut command = builder.go(&BUILD);
         command.env("GOCACHEPROG", self.floor_command(None));
-        Far { took: self.timed("floor", command), ..Far::default() }
+        self.timed("floor", command, Far::of)
     }
 
     fn floor_command(&self, trace: Option<&Path>) -> String {
@@ -161,7 +174,7 @@ impl<'a> Runner<'a> {
         let helper = format!("{} {} {}", self.helpers[1].display(), wan.url(), dir.display());
         let mut command = builder.go(&BUILD);
         command.env("GOCACHEPROG", helper);
-        central.counting(&wan, || self.timed("plain", command))
+        self.timed("plain", command, |build| central.counting(&wan, build))
     }
 
     /// Fetches and unpacks go's own cache, then builds with it. tar and zstd are the system's.
@@ -182,8 +195,12 @@ impl<'a> Runner<'a> {
         let status = unpacking.wait().expect("a child can be waited for");
         assert!(status.success(), "tar with zstd ended with {status} (Debian: zstd)");
         let unpacked = clock.elapsed();
-        let took = unpacked + self.timed("tarball", builder.go(&BUILD));
-        Far { took, requests: 1, bytes: wan.bytes_down() + wan.bytes_up() }
+        let bytes = wan.bytes_down() + wan.bytes_up();
+        self.timed("tarball", builder.go(&BUILD), |build| Far {
+            took: unpacked + build(),
+            requests: 1,
+            bytes,
+        })
     }
 
     /// The daemon runs already when the build begins, with nothing in its store.
@@ -193,7 +210,7 @@ impl<'a> Runner<'a> {
         let daemon = Daemon::start(&builder.home.join("larder"), &["--upstream", &wan.url()]);
         let mut command = builder.go(&BUILD);
         daemon.apply_to(&mut command);
-        let far = central.counting(&wan, || self.timed("larder", command));
+        let far = self.timed("larder", command, |build| central.counting(&wan, build));
         assert!(daemon.count("requests/go/hit_upstream") > 0, "larder fetched nothing");
         far
     }
@@ -233,7 +250,7 @@ impl Central {
     }
 
     /// Counts what a build asks for here, and what the network carries for it.
-    fn counting(&self, wan: &Wan, build: impl FnOnce() -> Duration) -> Far {
+    fn counting(&self, wan: &Wan, build: &mut dyn FnMut() -> Duration) -> Far {
         let before = self.requests();
         let took = build();
         let requests = self.requests() - before;
