@@ -106,14 +106,42 @@ fn dispatch(matches: &ArgMatches) -> Outcome {
 
 /// Settings of a daemon: all but the client's `daemon`.
 const DAEMON: &[&str] = &[
-    "listen", "admin", "socket", "store", "disk", "disk-floor", "memory", "upstream", "namespace",
-    "trust", "read-only", "scope", "tokens", "insecure", "tls-cert", "tls-key", "allow-host",
-    "allow-uid", "idle-exit", "log", "log-format",
+    "listen",
+    "admin",
+    "socket",
+    "store",
+    "disk",
+    "disk-floor",
+    "memory",
+    "upstream",
+    "namespace",
+    "trust",
+    "read-only",
+    "scope",
+    "tokens",
+    "insecure",
+    "tls-cert",
+    "tls-key",
+    "allow-host",
+    "allow-uid",
+    "idle-exit",
+    "log",
+    "log-format",
 ];
 /// Settings of clients that may start a daemon and say what they want of it.
 const BUILD: &[&str] = &[
-    "socket", "daemon", "store", "upstream", "namespace", "trust", "read-only", "scope", "disk",
-    "memory", "idle-exit", "log",
+    "socket",
+    "daemon",
+    "store",
+    "upstream",
+    "namespace",
+    "trust",
+    "read-only",
+    "scope",
+    "disk",
+    "memory",
+    "idle-exit",
+    "log",
 ];
 /// Settings of clients that only ask.
 const ASK: &[&str] = &["socket", "daemon", "store"];
@@ -266,10 +294,7 @@ fn client_of(matches: &ArgMatches) -> Result<(Sources, ClientConfig), Failure> {
 }
 
 /// A duration among a command's own flags.
-fn duration_of(
-    matches: &ArgMatches,
-    name: &str,
-) -> Result<Option<std::time::Duration>, Failure> {
+fn duration_of(matches: &ArgMatches, name: &str) -> Result<Option<std::time::Duration>, Failure> {
     let Some(text) = matches.get_one::<String>(name) else { return Ok(None) };
     let parsed = crate::units::parse_duration(text);
     parsed.map(Some).map_err(|error| Failure::new(USAGE, format!("--{name}: {error}")))

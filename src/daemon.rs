@@ -154,15 +154,12 @@ impl Daemon {
             listen: http.clone(),
             ready: ready.clone(),
         };
-        let control: Arc<dyn Control> =
-            Arc::new(Controls::new(sources.clone(), stopping.clone()));
+        let control: Arc<dyn Control> = Arc::new(Controls::new(sources.clone(), stopping.clone()));
         let socket = config.frontend.socket.clone();
         let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone());
         frontend.serve(bound, &tasks.shutdown_signal());
-        let admin = admin
-            .map(|admin| admin.serve(sources))
-            .transpose()
-            .map_err(StartError::Admin)?;
+        let admin =
+            admin.map(|admin| admin.serve(sources)).transpose().map_err(StartError::Admin)?;
         ready.store(true, Ordering::Release);
         Ok(Self {
             cache,

@@ -28,7 +28,6 @@ pub(super) fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "larder: {line}");
 }
 
-
 /// How far something is, on one line that is written over; for terminals only.
 pub(super) struct Progress {
     is_terminal: bool,

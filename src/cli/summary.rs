@@ -113,7 +113,12 @@ mod tests {
                  saved ~0.0 s, waited 0.0 s",
             ),
             (
-                Summary { bytes_in: 1_250_000_000, saved_s: 7300.0, waited_s: -1.0, ..full.clone() },
+                Summary {
+                    bytes_in: 1_250_000_000,
+                    saved_s: 7300.0,
+                    waited_s: -1.0,
+                    ..full.clone()
+                },
                 "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 1,250 MB down, \
                  2 uploads owed, saved ~2 h 1 m, waited 0.0 s",
             ),

@@ -43,7 +43,8 @@ fn command_lines_mean_what_people_expect() {
 
 #[test]
 fn only_go_is_told_at_once() {
-    let is_helper = |line: &str| go::is_helper(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+    let is_helper =
+        |line: &str| go::is_helper(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
     assert!(is_helper("larder go"));
     assert!(is_helper("larder go --namespace x"));
     for other in ["larder go --help", "larder go -h", "larder run go", "larder"] {
@@ -53,7 +54,8 @@ fn only_go_is_told_at_once() {
 
 #[test]
 fn gos_own_cache_is_where_go_keeps_it() {
-    let cases: [(&[(&str, &str)], bool, Option<&str>); 7] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], bool, Option<&'a str>);
+    let cases: [Case<'_>; 7] = [
         (&[("GOCACHE", "/c"), ("HOME", "/h")], false, Some("/c")),
         (&[("GOCACHE", "off"), ("HOME", "/h")], false, None),
         (&[("GOCACHE", "relative")], false, None),

@@ -7,9 +7,7 @@ use clap::ArgMatches;
 use serde_json::{Value, json};
 
 use super::stats::{number, text};
-use super::{
-    FAILED, Failure, NO_DAEMON, Outcome, STORE_IN_USE, client_of, duration_of, link, out,
-};
+use super::{FAILED, Failure, NO_DAEMON, Outcome, STORE_IN_USE, client_of, duration_of, link, out};
 use crate::config::ClientConfig;
 use crate::store::verify::{Purge, Verified};
 use crate::store::{self, Store};
@@ -89,9 +87,12 @@ pub(super) fn purge(matches: &ArgMatches) -> Outcome {
         }
     }
     let what = Purge { older_than, realm: None, writer };
-    let reply = by_daemon_or(&config, &request, &mut |_, _| {}, |store, _| {
-        json!({ "removed": purge_in(store, what, realm.as_deref()) })
-    })?;
+    let reply = by_daemon_or(
+        &config,
+        &request,
+        &mut |_, _| {},
+        |store, _| json!({ "removed": purge_in(store, what, realm.as_deref()) }),
+    )?;
     if matches.get_flag("json") {
         out::print_json(&reply);
     } else {
@@ -154,7 +155,9 @@ mod tests {
         let config = client(dir.path());
         let request = json!({ "op": "purge" });
         let reply = by_daemon_or(&config, &request, &mut |_, _| {}, |store, _| {
-            store.register_realm(crate::entry::RealmId([1; 16]), r#"{"namespace":"pr/17"}"#).unwrap();
+            store
+                .register_realm(crate::entry::RealmId([1; 16]), r#"{"namespace":"pr/17"}"#)
+                .unwrap();
             let what = Purge::default();
             json!([purge_in(store, what.clone(), Some("pr/17")), purge_in(store, what, None)])
         });

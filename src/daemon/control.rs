@@ -39,11 +39,7 @@ impl Controls {
         })
     }
 
-    async fn verify(
-        &self,
-        request: &Value,
-        progress: &(dyn Fn(Value) + Send + Sync),
-    ) -> Value {
+    async fn verify(&self, request: &Value, progress: &(dyn Fn(Value) + Send + Sync)) -> Value {
         let store = self.sources.cache.store().clone();
         let repair = request["repair"].as_bool().unwrap_or(false);
         let (sender, mut steps) = tokio::sync::mpsc::channel(16);

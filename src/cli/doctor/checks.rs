@@ -50,7 +50,8 @@ pub(super) fn daemon(status: Result<&Value, &String>, ours: &str) -> Check {
     };
     let version = text(&status["larder"]);
     if version != ours {
-        let advice = format!("it is larder {version} and this is {ours}; end it with `larder stop`");
+        let advice =
+            format!("it is larder {version} and this is {ours}; end it with `larder stop`");
         return Check::new("daemon", State::Note, advice);
     }
     Check::new("daemon", State::Ok, format!("larder {version} answers"))
@@ -147,9 +148,7 @@ mod tests {
     fn findings_follow_from_facts() {
         let ours = |larder: &str| json!({ "larder": larder });
         let silence = "no daemon".to_owned();
-        let disk = |free: u64, limit: u64| {
-            json!({"disk": {"free_bytes": free, "limit_bytes": limit, "faults": 0, "corrupt": 0}})
-        };
+        let disk = |free: u64, limit: u64| json!({"disk": {"free_bytes": free, "limit_bytes": limit, "faults": 0, "corrupt": 0}});
         let upstream = |state: &str| json!({"upstream": {"central": {"state": state}}});
         let cases = [
             (daemon(Ok(&ours("1.0")), "1.0"), State::Ok, "answers"),
