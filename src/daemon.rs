@@ -95,6 +95,8 @@ pub struct Daemon {
     workers: Workers,
     frontend: Frontend,
     tasks: Tasks,
+    /// Owns no task: only tells connections that no new requests are taken.
+    doors: Tasks,
     stopping: watch::Sender<bool>,
     ready: Arc<AtomicBool>,
     admin: Option<AdminHandle>,
@@ -157,7 +159,8 @@ impl Daemon {
         let control: Arc<dyn Control> = Arc::new(Controls::new(sources.clone(), stopping.clone()));
         let socket = config.frontend.socket.clone();
         let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone());
-        frontend.serve(bound, &tasks.shutdown_signal());
+        let doors = Tasks::new();
+        frontend.serve(bound, &doors.shutdown_signal());
         let admin =
             admin.map(|admin| admin.serve(sources)).transpose().map_err(StartError::Admin)?;
         ready.store(true, Ordering::Release);
@@ -166,6 +169,7 @@ impl Daemon {
             workers,
             frontend,
             tasks,
+            doors,
             stopping,
             ready,
             admin,
@@ -248,8 +252,9 @@ impl Daemon {
     /// the rest stays in the journal.
     pub async fn stop(mut self) {
         self.ready.store(false, Ordering::Release);
-        self.tasks.begin_shutdown();
+        self.doors.begin_shutdown();
         let left = self.workers.drain(UPLOAD_WITHIN).await;
+        self.tasks.begin_shutdown();
         if left.left_entries > 0 {
             tracing::info!(
                 "{} uploads are owed and stay in the journal",

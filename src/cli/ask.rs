@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
-use super::{Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out};
+use super::{Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out, stats as words};
 use crate::config::ClientConfig;
 use crate::store::index::Index;
 use crate::store::layout::Layout;
@@ -21,7 +21,7 @@ pub(super) fn stats(matches: &ArgMatches) -> Outcome {
     if matches.get_flag("json") {
         out::print_json(&status);
     } else {
-        super::stats::lines(&status).iter().for_each(|line| out::print(line));
+        words::lines(&status).iter().for_each(|line| out::print(line));
     }
     Ok(0)
 }
