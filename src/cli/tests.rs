@@ -54,7 +54,8 @@ fn only_go_is_told_at_once() {
 
 #[test]
 fn gos_own_cache_is_where_go_keeps_it() {
-    let cases: [(&[(&str, &str)], bool, Option<&str>); 7] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], bool, Option<&'a str>);
+    let cases: [Case<'_>; 7] = [
         (&[("GOCACHE", "/c"), ("HOME", "/h")], false, Some("/c")),
         (&[("GOCACHE", "off"), ("HOME", "/h")], false, None),
         (&[("GOCACHE", "relative")], false, None),

@@ -8,7 +8,7 @@ use larder::entry::Digest;
 use serde_json::{Value, json};
 
 use crate::support::http::{self, Answer};
-use crate::support::wait_for;
+use crate::support::{PATIENCE, wait_for};
 
 pub(crate) const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
@@ -123,7 +123,7 @@ impl TestDaemon {
 
     pub(crate) fn try_control(&self, request: &Value) -> Option<Value> {
         let address = larder::client::Address::Unix(self.socket.clone());
-        larder::client::control(&address, None, request, |_| {}).ok()
+        larder::client::control(&address, None, request, PATIENCE, &mut |_| {}).ok()
     }
 
     pub(crate) fn control(&self, request: &Value) -> Value {

@@ -34,7 +34,7 @@ fn whatever_is_wrong_upstream_is_a_miss_and_nothing_false_is_kept() {
     for (what, fault) in faults() {
         let central = CacheServer::start();
         let body = noise(1, 200_000);
-        central.insert(&cas(&body), body.clone());
+        central.insert(&cas(&body), &body);
         let home = Home::new();
         let daemon = home.daemon(&["--upstream", &central.url()]);
         central.set_fault(fault);

@@ -69,7 +69,7 @@ fn content_goes_up_before_the_action_that_names_it() {
 fn one_fetch_per_key_however_many_ask() {
     let central = CacheServer::start();
     let body = noise(4, 32 << 20);
-    central.insert(&cas(&body), body.clone());
+    central.insert(&cas(&body), &body);
     central.set_fault(Fault::SlowFirstByte(std::time::Duration::from_millis(300)));
     let home = Home::new();
     let daemon = home.daemon(&["--upstream", &central.url(), "--memory", "64MiB"]);
@@ -145,7 +145,7 @@ fn only_absence_is_remembered_and_only_briefly() {
         assert_eq!(daemon.get("/kv/a").status, 404);
     }
     assert_eq!(central.requests("GET", "/kv/a"), 1, "absent, asked once");
-    central.insert("/kv/a", b"now there".to_vec());
+    central.insert("/kv/a", b"now there");
     let found = wait_for("the absence to pass", || {
         let answer = daemon.get("/kv/a");
         (answer.status == 200).then_some(answer)

@@ -50,7 +50,7 @@ fn every_setting_stands_in_the_example_and_all_of_it_is_valid() {
     // What is shown as a default is the default.
     let defaults = Machine::new().load();
     assert_eq!(config.frontend.listen, defaults.frontend.listen);
-    assert_eq!(config.admin, defaults.admin);
+    assert_eq!(config.admin.listen, defaults.admin.listen);
     assert_eq!(config.worker, defaults.worker);
     assert_eq!(config.log.filter, defaults.log.filter);
     assert_eq!((config.cache.read_only, config.frontend.insecure), (false, false));
