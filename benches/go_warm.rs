@@ -178,7 +178,8 @@ fn measure(
         let over = (times.median() - native.median()) * 1e6 / gets;
         let target = match &contender.cache {
             Cache::Larder(_) => {
-                let ratio = times.over(&[native, floor][usize::from(bound != contenders[0].name)]);
+                let judge = if bound == contenders[0].name { native } else { floor };
+                let ratio = times.over(judge);
                 let verdict = if ratio.median() <= BOUND { "met" } else { "missed" };
                 format!("{:.3} × {bound}: {verdict}", ratio.median())
             }
