@@ -10,6 +10,10 @@ mod support;
 #[path = "../../benches/support/wan.rs"]
 mod wan;
 
+#[path = "../it/harness.rs"]
+mod harness;
+
+mod go;
 mod tools_cache_server;
 mod tools_go;
 mod tools_nginx;
