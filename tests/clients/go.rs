@@ -20,11 +20,13 @@ use crate::support::wait_for;
 struct Machine<'a> {
     go: &'a Go,
     home: Home,
+    /// For daemons that helpers start: another upstream would be another realm.
+    upstream: Option<String>,
 }
 
 impl<'a> Machine<'a> {
     fn new(go: &'a Go) -> Self {
-        Self { go, home: Home::new() }
+        Self { go, home: Home::new(), upstream: None }
     }
 
     /// go in `module`, through larder.
@@ -41,6 +43,9 @@ impl<'a> Machine<'a> {
             .env("LARDER_STORE", self.home.store())
             .env("LARDER_LISTEN", "127.0.0.1:0")
             .env("LARDER_ADMIN", "off");
+        if let Some(url) = &self.upstream {
+            command.env("LARDER_UPSTREAM", url);
+        }
         command
     }
 
@@ -315,7 +320,7 @@ fn a_daemon_killed_in_mid_build_costs_nothing_but_time() {
     write_module(dir.path(), false);
     let expected = native(&go, dir.path());
     let central = CacheServer::start();
-    let machine = Machine::new(&go);
+    let machine = Machine { upstream: Some(central.url()), ..Machine::new(&go) };
     let daemon = machine.home.daemon(&["--upstream", &central.url()]);
     let program = machine.home.path().join("program");
     let child = machine
