@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("gocacheprog", "client store gocache git entry wire tasks units"),
     ("config", "frontend admin worker cache store backend entry telemetry units"),
     ("daemon", "config admin frontend worker cache store backend entry wire tasks telemetry units"),
-    ("cli", "daemon config client gocacheprog gocache git store entry wire telemetry units"),
+    ("cli", "daemon config client gocacheprog gocache git store entry wire tasks telemetry units"),
     ("main", "cli"),
 ];
 
