@@ -154,6 +154,19 @@ fn the_readme_lists_every_metric_and_no_other() {
 }
 
 #[test]
+fn the_readme_names_tests_that_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let named = readme.split('`').filter_map(|word| word.split_once(".rs::"));
+    let mut count = 0;
+    for (file, test) in named {
+        let text = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {test}(")), "{file}.rs has no {test}");
+        count += 1;
+    }
+    assert!(count > 20, "promises without tests: {count} are named");
+}
+
+#[test]
 fn tests_wait_for_states_and_not_for_moments() {
     for dir in ["tests", "src"] {
         for entry in walk_all(&root().join(dir)) {
