@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("gocacheprog", "client store gocache git entry wire tasks units"),
     ("config", "frontend admin worker cache store backend entry telemetry units"),
     ("daemon", "config admin frontend worker cache store backend entry wire tasks telemetry units"),
-    ("cli", "daemon config client gocacheprog gocache git store entry wire telemetry units"),
+    ("cli", "daemon config client gocacheprog gocache git store entry wire tasks telemetry units"),
     ("main", "cli"),
 ];
 
@@ -162,6 +162,19 @@ fn the_readme_lists_every_metric_and_no_other() {
     }
     let listed = readme.lines().filter(|l| l.starts_with("| `larder_")).count();
     assert_eq!(listed, larder::telemetry::metrics::CATALOGUE.len());
+}
+
+#[test]
+fn the_readme_names_tests_that_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let named = readme.split('`').filter_map(|word| word.split_once(".rs::"));
+    let mut count = 0;
+    for (file, test) in named {
+        let text = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {test}(")), "{file}.rs has no {test}");
+        count += 1;
+    }
+    assert!(count > 20, "promises without tests: {count} are named");
 }
 
 #[test]
