@@ -177,7 +177,7 @@ fn measure(
         let over = (times.median() - native.median()) * 1e6 / gets;
         let target = match &contender.cache {
             Cache::Larder(_) => {
-                let ratio = times.over(&[native, floor][usize::from(bound != contenders[0].name)]);
+                let ratio = times.over([native, floor][usize::from(bound != contenders[0].name)]);
                 let verdict = if ratio.median() <= BOUND { "met" } else { "missed" };
                 format!("{:.3} × {bound}: {verdict}", ratio.median())
             }
