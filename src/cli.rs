@@ -29,6 +29,8 @@ mod doctor;
 
 mod upkeep;
 
+mod demo;
+
 // What all of them use.
 mod link;
 
@@ -96,6 +98,7 @@ fn dispatch(matches: &ArgMatches) -> Outcome {
         Some(("stats", matches)) => ask::stats(matches),
         Some(("stop", matches)) => ask::stop(matches),
         Some(("flush", matches)) => ask::flush(matches),
+        Some(("demo", matches)) => demo::demo(matches),
         Some(("doctor", matches)) => doctor::doctor(matches),
         Some(("verify", matches)) => upkeep::verify(matches),
         Some(("purge", matches)) => upkeep::purge(matches),
@@ -161,7 +164,7 @@ fn tree() -> Command {
         .args(raw::args(DAEMON))
         .arg(detached())
         .subcommands([daemon(), check_config(), go(), run_command(), env(), stats(), stop()])
-        .subcommands([flush(), doctor(), verify(), purge()])
+        .subcommands([flush(), doctor(), verify(), purge(), demo()])
 }
 
 fn command(name: &'static str, about: &'static str, examples: &'static str) -> Command {
@@ -250,6 +253,11 @@ fn flush() -> Command {
         .arg(value("timeout", "DURATION", "Wait no longer than this [default: 10m]"))
         .args(raw::args(BUILD))
         .arg(json())
+}
+
+fn demo() -> Command {
+    let about = "The whole story in a minute: a central cache, a slow link, two machines";
+    command("demo", about, "Examples:\n  larder demo        in a temporary directory, no go needed")
 }
 
 fn doctor() -> Command {

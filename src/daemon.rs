@@ -68,8 +68,12 @@ impl StartError {
     }
 }
 
-/// Runs the daemon until it is told to end.
-pub fn run(config: Config, options: Options) -> Result<(), StartError> {
+/// Runs the daemon until it is told to end; `ready` sees it once it serves.
+pub fn run(
+    config: Config,
+    options: Options,
+    ready: impl FnOnce(&Daemon),
+) -> Result<(), StartError> {
     log::start(&config.log).map_err(StartError::Log)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -80,6 +84,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     let result = runtime.block_on(async {
         let daemon = Daemon::start(config).await?;
         daemon.announce();
+        ready(&daemon);
         daemon.until_told(options).await;
         daemon.stop().await;
         Ok(())

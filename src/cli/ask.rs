@@ -1,5 +1,6 @@
 //! `larder stats`, `stop` and `flush`: questions to the daemon. 4: there is none.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -8,12 +9,16 @@ use serde_json::{Value, json};
 use super::{Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out, stats as words};
 use crate::config::ClientConfig;
 use crate::store::index::Index;
-use crate::store::layout::Layout;
-use crate::units::{ByteSize, show_count};
+use crate::store::layout::{Layout, is_in_use};
+use crate::units::{ByteSize, Clock, show_count};
 
 const FLUSH_WITHIN: Duration = Duration::from_secs(600);
 /// What the daemon may take to answer beyond the time that it was given.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// What an ending daemon may take: it goes on uploading for a moment.
+const END_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) fn stats(matches: &ArgMatches) -> Outcome {
     let (_, config) = client_of(matches)?;
@@ -29,12 +34,23 @@ pub(super) fn stats(matches: &ArgMatches) -> Outcome {
 pub(super) fn stop(matches: &ArgMatches) -> Outcome {
     let (_, config) = client_of(matches)?;
     let reply = link::ask(&config, "stop")?;
+    if let Some(store) = reply["store"].as_str() {
+        wait_until_free(Path::new(store));
+    }
     if matches.get_flag("json") {
         out::print_json(&reply);
     } else {
-        out::print("the daemon ends; uploads that are still owed stay in its journal");
+        out::print("the daemon has ended; uploads that are still owed stay in its journal");
     }
     Ok(0)
+}
+
+/// Returns when the daemon has let go of its store, so that the next one can have it.
+fn wait_until_free(store: &Path) {
+    let clock = Clock::system();
+    while is_in_use(store) && clock.elapsed() < END_WITHIN {
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Waits until nothing is owed. 3: something is left.

@@ -63,7 +63,7 @@ pub(super) fn is_ours(value: &str) -> bool {
 }
 
 /// A word that no shell changes.
-fn shell_word(text: &str) -> String {
+pub(super) fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

@@ -28,6 +28,11 @@ pub(super) fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "larder: {line}");
 }
 
+/// Tells people what they may do next, to be copied.
+pub(super) fn hint(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// How far something is, on one line that is written over; for terminals only.
 pub(super) struct Progress {
     is_terminal: bool,

@@ -2,9 +2,10 @@
 
 use clap::ArgMatches;
 
-use super::{Failure, Outcome, USAGE, out};
-use crate::config::{Config, Sources, raw};
-use crate::daemon::{self, Options};
+use super::{Failure, Outcome, USAGE, env, out};
+use crate::config::{ClientConfig, Config, Sources, raw};
+use crate::daemon::{self, Daemon, Options};
+use crate::telemetry::log::Format;
 
 /// Serves until a signal. 2: configuration, 5: the store cannot be used.
 pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
@@ -16,10 +17,35 @@ pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
         let _ = rustix::process::setsid();
         config.log.file = Some(config.client.daemon_log.clone());
     }
-    match daemon::run(config, Options { detached }) {
+    let for_people = !detached && config.log.format == Format::Text;
+    let ready = |daemon: &Daemon| {
+        if for_people {
+            next_steps(daemon).iter().for_each(|line| out::hint(line));
+        }
+    };
+    match daemon::run(config, Options { detached }, ready) {
         Ok(()) => Ok(0),
         Err(error) => Err(Failure::new(error.exit_code(), error)),
     }
+}
+
+/// What to paste into another terminal.
+fn next_steps(daemon: &Daemon) -> Vec<String> {
+    // A path that go cannot be given is said by `larder env` and `doctor`.
+    let Ok(helper) = env::gocacheprog() else { return Vec::new() };
+    let program = helper.strip_suffix(" go").unwrap_or(&helper);
+    let mut lines = vec!["next, in another terminal:".to_owned()];
+    let found = ClientConfig::load(&Sources::from_process(Vec::new()));
+    if found.is_ok_and(|client| client.socket != daemon.socket()) {
+        let socket = daemon.socket().display().to_string();
+        lines.push(format!("  export LARDER_SOCKET={}", env::shell_word(&socket)));
+    }
+    lines.push(format!("  {program} run -- go build ./..."));
+    lines.push(format!("  export GOCACHEPROG={}; go build ./...", env::shell_word(&helper)));
+    if let Some(url) = daemon.http().first() {
+        lines.push(format!("  curl -T FILE {url}/kv/NAME && curl {url}/kv/NAME"));
+    }
+    lines
 }
 
 /// Prints what counts and where it was written. 2: something is wrong.

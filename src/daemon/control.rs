@@ -134,7 +134,8 @@ impl Control for Controls {
                 Some("purge") => self.purge(&request).await,
                 Some("stop") => {
                     self.stopping.send_replace(true);
-                    json!({"pid": std::process::id()})
+                    let store = self.sources.cache.store().dir().to_string_lossy().into_owned();
+                    json!({"pid": std::process::id(), "store": store})
                 }
                 _ => json!({"error": "unknown operation: this daemon may be of an older version"}),
             };

@@ -55,8 +55,7 @@ impl Frontend {
         let token = match peer {
             Peer::Unix => None,
             Peer::Tcp(_) => {
-                let host = authority.or_else(|| headers.get(HOST).and_then(|h| h.to_str().ok()));
-                if !is_our_host(host, &config.allow_host) {
+                if !calls_us(authority, headers, &config.allow_host) {
                     return Err(Denied::Host);
                 }
                 if is_browser(headers) {
@@ -134,6 +133,17 @@ fn secret_of(header: &str) -> Option<String> {
     let bytes = base64::engine::general_purpose::STANDARD.decode(rest.trim()).ok()?;
     let text = String::from_utf8(bytes).ok()?;
     text.split_once(':').map(|(_, password)| password.to_owned())
+}
+
+/// Whether every host that a request names is ours; one that names none, or says two things, is not
+/// believed.
+fn calls_us(authority: Option<&str>, headers: &HeaderMap, allowed: &[String]) -> bool {
+    let mut named = headers.get_all(HOST).iter().map(|host| host.to_str().ok()).peekable();
+    if authority.is_none() && named.peek().is_none() {
+        return false;
+    }
+    authority.is_none_or(|host| is_our_host(Some(host), allowed))
+        && named.all(|host| is_our_host(host, allowed))
 }
 
 /// An IP literal, a name that always means this machine, or a listed one.

@@ -192,6 +192,12 @@ fn check_file_system(_dir: &Path) -> Result<(), LayoutError> {
     Ok(())
 }
 
+/// Whether a daemon holds the store in this directory.
+pub fn is_in_use(dir: &Path) -> bool {
+    let how = rustix::fs::FlockOperation::NonBlockingLockShared;
+    File::open(dir.join("lock")).is_ok_and(|file| rustix::fs::flock(&file, how).is_err())
+}
+
 /// This boot of the machine, as a number that another boot does not share.
 pub fn boot() -> u64 {
     let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();

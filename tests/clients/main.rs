@@ -10,6 +10,11 @@ mod support;
 #[path = "../../benches/support/wan.rs"]
 mod wan;
 
+#[expect(dead_code, reason = "what speaks HTTP to a daemon is used by the other binary")]
+#[path = "../it/harness.rs"]
+mod harness;
+
+mod go;
 mod tools_cache_server;
 mod tools_go;
 mod tools_nginx;

@@ -16,7 +16,7 @@ const KILLS: u64 = 6;
 #[test]
 fn what_was_acknowledged_survives_kills_at_random_points() {
     let seed = 20_261_122;
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = Random::new(seed);
     let home = Home::new();
     let mut acknowledged: Vec<(String, Vec<u8>)> = Vec::new();

@@ -12,6 +12,7 @@ mod support;
 
 mod crash;
 mod curl;
+mod demo;
 mod outage;
 mod proxy;
 mod semantics;

@@ -15,7 +15,7 @@ fn what_one_machine_puts_another_gets_through_any_server() {
     let first = a.daemon(&["--upstream", &url]);
     first.put(&cas(&body), &body);
     first.put(&ac(1), b"names it");
-    first.put("/kv/tool/key 1", b"opaque");
+    assert_eq!(first.put("/kv/tool/key%201", b"opaque").status, 201);
     first.flush();
     assert_eq!(central.object(&cas(&body)).as_deref(), Some(&body[..]), "byte-identical");
     let second = b.daemon(&["--upstream", &url]);

@@ -34,7 +34,7 @@ impl Go {
     /// from the environment of the test but what a compiler needs.
     pub(crate) fn command(&self, dir: &Path, home: &Path) -> Command {
         let tools = self.bin.parent().expect("a command lies in a directory");
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = variable("PATH").unwrap_or_default();
         let paths = std::iter::once(tools.to_owned()).chain(std::env::split_paths(&path));
         let mut command = Command::new(&self.bin);
         command
@@ -97,7 +97,7 @@ pub(crate) fn example(name: &str) -> PathBuf {
 }
 
 fn installing() -> bool {
-    std::env::var_os("LARDER_TEST_CLIENTS").is_some_and(|mode| mode == "install")
+    variable("LARDER_TEST_CLIENTS").is_some_and(|mode| mode == "install")
 }
 
 fn target_dir() -> PathBuf {
@@ -222,7 +222,7 @@ fn debian(program: &str, package: &str) -> Option<PathBuf> {
 
 /// Looks where the shell would, and in the directories of root's programs.
 fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = variable("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
         .map(|dir| dir.join(program))
@@ -235,4 +235,10 @@ fn run(command: &mut Command, advice: &str) {
     let output = output.unwrap_or_else(|e| panic!("{command:?} does not start: {e}; {advice}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} failed; {advice}\n{said}");
+}
+
+/// The test's own environment: where tools are, and whether missing ones are to be installed.
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration to be told this by")]
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
 }
