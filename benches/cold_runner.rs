@@ -6,7 +6,6 @@
 //! zstd frame of level 3, through the same simulated network, and two round trips to learn of them.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
-#[expect(clippy::disallowed_methods, reason = "looks for programs as a shell does")]
 #[path = "../tests/support/mod.rs"]
 mod tools;
 

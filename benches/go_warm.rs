@@ -6,7 +6,6 @@
 //! store, and the binary it gives is go's own.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
-#[expect(clippy::disallowed_methods, reason = "looks for programs as a shell does")]
 #[path = "../tests/support/mod.rs"]
 mod tools;
 

@@ -6,7 +6,6 @@
 //! socket, with a small generator of our own, since `wrk` knows none.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
-#[expect(clippy::disallowed_methods, reason = "looks for programs as a shell does")]
 #[path = "../tests/support/mod.rs"]
 mod tools;
 
