@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::go::SESSION;
 use super::summary::Summary;
-use super::{Failure, Outcome, client_of, duration_of, env, link, out};
+use super::{Failure, Outcome, USAGE, client_of, duration_of, env, link, out};
 use crate::config::{self, ClientConfig};
 use crate::units::Clock;
 
@@ -27,8 +27,17 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs the command and tells what the cache has done for it.
 pub(super) fn run(matches: &ArgMatches) -> Outcome {
-    let (sources, config) = client_of(matches)?;
+    let mut words = matches.get_many::<OsString>("command").into_iter().flatten();
+    let first = words.next().map(|word| word.to_string_lossy().into_owned());
+    if let Some(flag) = first.filter(|word| word.starts_with('-')) {
+        let problem = format!("run: no such flag `{flag}`; write `larder run [flags] -- CMD`");
+        return Err(Failure::new(USAGE, problem));
+    }
     let flush = duration_of(matches, "flush")?;
+    let (sources, config) = match client_of(matches) {
+        Ok(found) => found,
+        Err(failure) => return run_without(matches, &failure),
+    };
     let clock = Clock::system();
     let session = format!("run-{}-{:x}", std::process::id(), clock.now().0);
     let mut command = command_of(matches, &config, &session);
@@ -59,10 +68,26 @@ pub(super) fn run(matches: &ArgMatches) -> Outcome {
     Ok(code)
 }
 
-fn command_of(matches: &ArgMatches, config: &ClientConfig, session: &str) -> Command {
+/// A setting that is wrong, or a machine without a home, costs the cache and not the build.
+fn run_without(matches: &ArgMatches, failure: &Failure) -> Outcome {
+    out::say(&failure.problem);
+    out::say("the command runs without the cache");
+    let mut command = plain_command(matches);
+    for secret in config::secret_names() {
+        command.env_remove(secret);
+    }
+    Ok(code_of(wait_for(&mut command)?))
+}
+
+fn plain_command(matches: &ArgMatches) -> Command {
     let mut words = matches.get_many::<OsString>("command").into_iter().flatten();
     let mut command = Command::new(words.next().map_or_else(OsString::new, OsString::clone));
     command.args(words);
+    command
+}
+
+fn command_of(matches: &ArgMatches, config: &ClientConfig, session: &str) -> Command {
+    let mut command = plain_command(matches);
     // What flags have told us reaches the helpers as environment.
     let ours = config.child_env().into_iter();
     command.envs(ours.filter(|(name, _)| name.to_string_lossy().starts_with("LARDER_")));

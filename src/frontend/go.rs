@@ -129,8 +129,8 @@ impl Frontend {
         let wanted = Wanted { namespace, trust, upstream: hello.upstream.as_deref() };
         let realm = realms.resolve(wanted).map_err(|error| error.to_string())?;
         let warning = hello.upstream.as_ref().filter(|url| !realms.has_upstream(url)).map(|_| {
-            "the daemon that runs was started with another upstream; this build uses the local \
-             cache alone (`larder stop` ends that daemon)"
+            "the daemon that runs was started with another upstream; this build gets a local cache of \
+             its own, apart from the one of that daemon (`larder stop` ends that daemon)"
                 .to_owned()
         });
         let session = (hello.role == "go").then(|| self.session(hello, realm.id));

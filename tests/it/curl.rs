@@ -175,3 +175,20 @@ fn http2_with_prior_knowledge_is_spoken_on_the_same_port() {
     });
     assert!(got == body);
 }
+
+#[test]
+fn a_command_runs_even_where_larder_cannot() {
+    let home = Home::new();
+    let no_home = home
+        .larder(&["run", "--", "echo", "ran"])
+        .env_remove("HOME")
+        .env_remove("LARDER_STORE")
+        .env_remove("LARDER_SOCKET")
+        .output()
+        .unwrap();
+    assert_eq!(no_home.status.code(), Some(0));
+    assert_eq!(no_home.stdout, b"ran\n");
+    assert!(String::from_utf8_lossy(&no_home.stderr).contains("without the cache"));
+    let wrong_flag = home.larder(&["run", "--no-such-flag", "--", "echo"]).output().unwrap();
+    assert_eq!(wrong_flag.status.code(), Some(2));
+}
