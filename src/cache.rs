@@ -256,6 +256,10 @@ impl Cache {
         match stored? {
             Stored::Bytes(meta, bytes) => {
                 self.inner.memory.offer(key, &meta, &bytes);
+                if self.inner.store.find(key).is_none_or(|now| now.digest != row.digest) {
+                    // Replaced or removed while it was read: what is newer must be what is kept.
+                    self.inner.memory.remove(key);
+                }
                 Some(Blob { meta, body: Body::Bytes(bytes) })
             }
             Stored::File(meta, file) => {
@@ -269,7 +273,7 @@ impl Cache {
     /// Asks the realm's upstream, together with everybody else who asks now.
     async fn upstream(&self, realm: &Realm, key: &Key) -> Lookup {
         let Some(upstream) = &realm.upstream else { return Lookup::Miss(Why::Absent) };
-        if self.inner.absent.contains(key) {
+        if self.inner.absent.contains(realm.id, key) {
             return Lookup::Miss(Why::Absent);
         }
         let (follower, found) = match self.inner.flights.join(realm.id, key) {
@@ -341,7 +345,7 @@ impl Cache {
         for realm in realm.chain() {
             let Some(upstream) = &realm.upstream else { continue };
             let key = key.in_realm(realm.id);
-            if self.inner.absent.contains(&key) {
+            if self.inner.absent.contains(realm.id, &key) {
                 continue;
             }
             match upstream.backend.contains(&[realm.name_of(&key)]).await {
@@ -406,10 +410,13 @@ impl Cache {
             .store
             .put(key, finished, &meta, owed.then_some(realm.id))
             .map_err(PutError::NotStored)?;
-        self.inner.absent.remove(key);
+        self.inner.absent.remove(realm.id, key);
         match small {
             Some(bytes) => self.inner.memory.offer(key, &meta, &bytes),
             None => self.inner.memory.remove(key),
+        }
+        if self.inner.store.find(key).is_none_or(|now| now.digest != meta.digest) {
+            self.inner.memory.remove(key);
         }
         if owed {
             self.inner.owed.notify_one();
@@ -465,9 +472,11 @@ impl Cache {
     /// Removes an entry here; upstream keeps what it has.
     pub fn delete(&self, realm: &Realm, key: &Key) -> bool {
         let key = key.in_realm(realm.id);
-        self.inner.memory.remove(&key);
         self.inner.confirmed.remove(realm.id, &key);
-        self.inner.store.remove(&key)
+        let was_there = self.inner.store.remove(&key);
+        // After the store, or a lookup in between would put it back.
+        self.inner.memory.remove(&key);
+        was_there
     }
 
     /// Whether the bytes of a row may be asked for by their digest in memory; for tests of tiers.

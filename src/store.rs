@@ -389,15 +389,14 @@ impl Store {
 
     fn remove_row(&self, key: &Key, row: &Row) {
         let encoded = key.encode();
-        if row.place == Place::File {
-            match std::fs::remove_file(self.inner.layout.file(&row.digest)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => self.fault("remove a file", &error),
-            }
-            self.inner.tail.sub_file_bytes(row.size);
-        }
         let removed = self.inner.tail.begin().and_then(|mut change| {
+            // Put anew, moved or removed since `row` was read: not ours to remove.
+            if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
+                return Ok(());
+            }
+            if row.place == Place::File {
+                self.unlink(row);
+            }
             let mark = Append { tag: Tag::Removal, key: &encoded, meta: &[], body: &[] };
             // Without the mark the entry could come back if the index had to be built again; it
             // must go from the index all the same.
@@ -408,6 +407,15 @@ impl Store {
         if let Err(error) = removed {
             self.fault("write a removal", &error);
         }
+    }
+
+    fn unlink(&self, row: &Row) {
+        match std::fs::remove_file(self.inner.layout.file(&row.digest)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.fault("remove a file", &error),
+        }
+        self.inner.tail.sub_file_bytes(row.size);
     }
 
     /// A body on its way in; up to 64 KiB stay in memory.
@@ -531,8 +539,12 @@ impl Store {
     ) -> Result<(), StoreError> {
         let encoded = key.encode();
         let meta = entry.encode();
-        let before = self.find_encoded(&encoded);
         let mut change = self.inner.tail.begin().map_err(StoreError::of)?;
+        let before = self.find_encoded(&encoded);
+        // A removal may have come between placing the file and recording it.
+        if sync.as_ref().is_some_and(|path| !path.exists()) {
+            return Err(StoreError::Gone);
+        }
         let record = Append { tag: Tag::Entry, key: &encoded, meta: &meta, body };
         let (at, len) = change.append(&record).map_err(StoreError::of)?;
         let row = row_of(entry, at, len, stamp, seconds(self.inner.clock.now()));

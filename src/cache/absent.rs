@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::entry::{Digest, Key, Kind};
+use crate::entry::{Digest, Key, Kind, RealmId};
 
 /// Somebody may be building it right now.
 const ACTION_FOR: Duration = Duration::from_secs(2);
@@ -15,8 +15,8 @@ const ENTRIES_MAX: u64 = 100_000;
 /// Keys that upstream said it does not have.
 #[derive(Clone, Debug)]
 pub struct Absent {
-    actions: moka::sync::Cache<Key, ()>,
-    content: moka::sync::Cache<Key, ()>,
+    actions: moka::sync::Cache<(RealmId, Key), ()>,
+    content: moka::sync::Cache<(RealmId, Key), ()>,
 }
 
 impl Default for Absent {
@@ -28,23 +28,24 @@ impl Default for Absent {
 }
 
 impl Absent {
-    fn of(&self, key: &Key) -> &moka::sync::Cache<Key, ()> {
+    fn of(&self, key: &Key) -> &moka::sync::Cache<(RealmId, Key), ()> {
         match key.kind {
             Kind::Content => &self.content,
             Kind::Action | Kind::Opaque | Kind::Go => &self.actions,
         }
     }
 
-    pub fn contains(&self, key: &Key) -> bool {
-        self.of(key).contains_key(key)
+    /// Content belongs to no realm, but each realm's upstream is asked by its own name.
+    pub fn contains(&self, realm: RealmId, key: &Key) -> bool {
+        self.of(key).contains_key(&(realm, key.clone()))
     }
 
-    pub fn insert(&self, key: &Key) {
-        self.of(key).insert(key.clone(), ());
+    pub fn insert(&self, realm: RealmId, key: &Key) {
+        self.of(key).insert((realm, key.clone()), ());
     }
 
-    pub fn remove(&self, key: &Key) {
-        self.of(key).invalidate(key);
+    pub fn remove(&self, realm: RealmId, key: &Key) {
+        self.of(key).invalidate(&(realm, key.clone()));
     }
 }
 
@@ -54,7 +55,7 @@ const CONFIRMED_FOR: Duration = Duration::from_secs(3600);
 /// What upstream has confirmed to hold, with the digest that it holds.
 #[derive(Clone, Debug)]
 pub struct Confirmed {
-    entries: moka::sync::Cache<(crate::entry::RealmId, Key), Digest>,
+    entries: moka::sync::Cache<(RealmId, Key), Digest>,
 }
 
 impl Default for Confirmed {
@@ -68,16 +69,16 @@ impl Default for Confirmed {
 }
 
 impl Confirmed {
-    pub fn insert(&self, realm: crate::entry::RealmId, key: &Key, digest: Digest) {
+    pub fn insert(&self, realm: RealmId, key: &Key, digest: Digest) {
         self.entries.insert((realm, key.clone()), digest);
     }
 
-    pub fn contains(&self, realm: crate::entry::RealmId, key: &Key, digest: &Digest) -> bool {
+    pub fn contains(&self, realm: RealmId, key: &Key, digest: &Digest) -> bool {
         self.entries.get(&(realm, key.clone())).is_some_and(|held| held == *digest)
     }
 
     /// Upstream turned out to have lost it.
-    pub fn remove(&self, realm: crate::entry::RealmId, key: &Key) {
+    pub fn remove(&self, realm: RealmId, key: &Key) {
         self.entries.invalidate(&(realm, key.clone()));
     }
 }

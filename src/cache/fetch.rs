@@ -39,7 +39,11 @@ impl Cache {
             End::Stored(meta) | End::Held(meta, _) => {
                 self.inner.confirmed.insert(realm, &key, meta.digest);
             }
-            End::Failed(Why::Absent) => self.inner.absent.insert(&key),
+            End::Failed(Why::Absent) => {
+                // What upstream was thought to have, it has lost: a new put must be sent.
+                self.inner.confirmed.remove(realm, &key);
+                self.inner.absent.insert(realm, &key);
+            }
             End::Failed(_) => {}
         }
         leader.end(end);
@@ -77,6 +81,10 @@ impl Cache {
         }
         let meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), Class::Other);
         let small = finished.inline().map(Bytes::copy_from_slice);
+        if key.kind != Kind::Content && self.inner.store.find(key).is_some() {
+            // Put here while it was fetched: theirs was acknowledged, and is newer.
+            return small.map_or(End::Stored(meta.clone()), |bytes| End::Held(meta, bytes));
+        }
         match self.inner.store.put(key, finished, &meta, None) {
             Ok(_) => {
                 if let Some(bytes) = small {
@@ -125,8 +133,16 @@ impl Cache {
                 tracing::debug!(%error, "upstream: a body broke off");
                 Why::Fault
             })?;
-            if staged.len() + chunk.len() as u64 > limit {
+            if chunk.is_empty() {
+                // An empty last piece would release everything before it is verified.
+                continue;
+            }
+            let after = staged.len() + chunk.len() as u64;
+            if after > limit {
                 return Err(Why::Policy);
+            }
+            if fetched.len.is_some_and(|len| after > len) {
+                return Err(Why::Fault);
             }
             let before = staged.len();
             staged.write(&chunk).map_err(|error| {
@@ -267,6 +283,10 @@ impl Cache {
     }
 
     fn keep_go(&self, key: &Key, entry: &GoEntry, mut finished: Finished) -> End {
+        if let Some(row) = self.inner.store.find_go(key) {
+            // Put here while it was fetched: theirs was acknowledged, and is newer.
+            return End::Stored(row.meta());
+        }
         let mut meta = Meta::new(entry.digest, entry.size, entry.stored, entry.class);
         meta.cost_ms = entry.cost_ms;
         meta.c_env = entry.c_env;
@@ -307,6 +327,13 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) async fn write(&mut self, pieces: Vec<Bytes>) {
+        let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let written = self.staged.as_ref().map_or(0, Staged::len);
+        if self.staged.is_some() && !self.cache.inner.store.has_room(written + more) {
+            // A body that did not say its length has outgrown the disk: its file goes at once.
+            self.staged = None;
+            self.fault = Some(StoreError::Full);
+        }
         let Some(mut staged) = self.staged.take() else {
             pieces.iter().for_each(|piece| self.hasher.update(piece));
             return;

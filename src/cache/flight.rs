@@ -181,12 +181,15 @@ pub struct FlightSource {
 
 impl Source for FlightSource {
     fn stream(&self, range: Range<u64>) -> Chunks {
+        // A part that ends before the body does has no piece that is held back: it waits for the end.
+        let to_the_end = self.progress.borrow().len.is_none_or(|len| range.end >= len);
         let state = (self.clone(), range);
-        Box::pin(futures_util::stream::try_unfold(state, |(mut source, range)| async move {
+        Box::pin(futures_util::stream::try_unfold(state, move |(mut source, range)| async move {
             if range.start >= range.end {
                 return Ok(None);
             }
-            let Some(until) = source.readable_past(range.start).await? else { return Ok(None) };
+            let readable = source.readable_past(range.start, to_the_end).await?;
+            let Some(until) = readable else { return Ok(None) };
             let to = until.min(range.end).min(range.start + PIECE);
             let piece = read(&source.file, range.start, to)?;
             Ok(Some((piece, (source, to..range.end))))
@@ -196,8 +199,12 @@ impl Source for FlightSource {
 
 impl FlightSource {
     /// How far the file can be read, once that is past `at`; None at the verified end.
-    async fn readable_past(&mut self, at: u64) -> Result<Option<u64>, BodyError> {
-        let ready = |p: &Progress| p.end.is_some() || p.released > at;
+    async fn readable_past(
+        &mut self,
+        at: u64,
+        while_arriving: bool,
+    ) -> Result<Option<u64>, BodyError> {
+        let ready = |p: &Progress| p.end.is_some() || while_arriving && p.released > at;
         let progress = self.progress.wait_for(ready).await;
         let progress = progress.map_err(|_| BodyError::Broken("the fetch is gone".into()))?;
         let until = match &progress.end {

@@ -81,7 +81,7 @@ impl Cache {
 
     async fn upstream_go(&self, realm: &Realm, key: &Key) -> Result<(Blob, Found), Why> {
         let Some(upstream) = &realm.upstream else { return Err(Why::Absent) };
-        if self.inner.absent.contains(key) {
+        if self.inner.absent.contains(realm.id, key) {
             return Err(Why::Absent);
         }
         let (follower, found) = match self.inner.flights.join(realm.id, key) {
@@ -128,7 +128,7 @@ impl Cache {
             && realm.writes_to().is_some()
             && !self.inner.confirmed.contains(realm.id, &key, &meta.digest);
         self.inner.store.record_go(&key, &meta, owed.then_some(realm.id))?;
-        self.inner.absent.remove(&key);
+        self.inner.absent.remove(realm.id, &key);
         if owed {
             self.inner.owed.notify_one();
         }

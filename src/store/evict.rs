@@ -20,8 +20,8 @@ use crate::units::Random;
 pub const GRACE_S: u32 = 15;
 /// Go may read a path that it was given for a day.
 const GO_DAY_S: u32 = 24 * 3600;
-/// Under pressure only what live sessions use is kept.
-const SESSION_S: u32 = 600;
+/// Under pressure files stay this long: longer than builds take, and what content is promised.
+const PRESSURE_S: u32 = CONTENT_S;
 /// Content named by an answer stays this long.
 const CONTENT_S: u32 = 3 * 3600;
 /// Files looked at to find one victim.
@@ -111,7 +111,7 @@ impl Store {
             }
             let Some(row) = self.find_encoded(key) else { return false };
             let touched = self.touched(key, &row);
-            if touched > *since {
+            if touched >= *since || row.condemned == 0 {
                 self.pardon(key, row);
             } else if let Some(key) = Key::decode(key) {
                 self.remove_row(&key, &row);
@@ -134,7 +134,8 @@ impl Store {
     fn condemn_files(&self, eviction: &mut Eviction, excess: u64, done: &mut Evicted) -> u64 {
         let now = seconds(self.inner.clock.now());
         let mut freed = 0;
-        for keep in [GO_DAY_S, SESSION_S] {
+        // Under pressure the day shrinks to what a live session may still read.
+        for keep in [GO_DAY_S, PRESSURE_S] {
             for _ in 0..VICTIMS {
                 if freed >= excess {
                     return freed;
@@ -143,13 +144,13 @@ impl Store {
                 if now.saturating_sub(self.touched(&key, &row)) < keep {
                     break;
                 }
-                let marked = self.inner.tail.begin().is_ok_and(|mut change| {
-                    change.put(key.clone(), Row { condemned: now.max(1), ..row });
-                    true
-                });
-                if !marked {
-                    return freed;
+                let Ok(mut change) = self.inner.tail.begin() else { return freed };
+                // Under the lock: a touch or a put in between takes it off the list.
+                if self.find_encoded(&key) != Some(row) {
+                    continue;
                 }
+                change.put(key.clone(), Row { condemned: now.max(1), ..row });
+                drop(change);
                 freed += row.size;
                 done.condemned += 1;
                 eviction.condemned.insert(key, now);
@@ -171,9 +172,13 @@ impl Store {
             .sample_files(seed, SAMPLE)
             .ok()?
             .into_iter()
-            .filter(|(key, row)| row.condemned == 0 && !eviction.condemned.contains_key(key))
-            // What was removed since the last commit is still in the index.
-            .filter(|(key, _)| self.find_encoded(key).is_some())
+            // The overlay knows better: removals, new rows, touches just written.
+            .filter_map(|(key, _)| self.find_encoded(&key).map(|row| (key, row)))
+            .filter(|(key, row)| {
+                row.place == Place::File
+                    && row.condemned == 0
+                    && !eviction.condemned.contains_key(key)
+            })
             .min_by_key(|(key, row)| self.touched(key, row))
     }
 
@@ -263,7 +268,9 @@ impl Store {
             return Err(error);
         }
         // The copies must be safe before the originals go.
-        self.inner.tail.flush(std::time::Duration::from_secs(30));
+        if !self.inner.tail.flush(std::time::Duration::from_secs(30)) {
+            return Err(io::Error::other("the copies could not be committed"));
+        }
         std::fs::remove_file(&path)?;
         self.inner.tail.segment_bytes.fetch_sub(size, std::sync::atomic::Ordering::Relaxed);
         self.inner
@@ -294,8 +301,12 @@ impl Store {
                 let live = self.find_encoded(&record.key).filter(|row| row.at == at);
                 let Some(row) = live else { return Ok(ControlFlow::Break(false)) };
                 if !self.is_worth_keeping(&record.key, &row) {
-                    self.inner.tail.begin()?.remove(record.key.clone(), Some(at));
-                    return Ok(ControlFlow::Break(true));
+                    let mut change = self.inner.tail.begin()?;
+                    let still = self.find_encoded(&record.key).is_some_and(|row| row.at == at);
+                    if still {
+                        change.remove(record.key.clone(), Some(at));
+                    }
+                    return Ok(ControlFlow::Break(still));
                 }
                 true
             }
@@ -304,6 +315,15 @@ impl Store {
             return Ok(ControlFlow::Break(false));
         }
         let mut change = self.inner.tail.begin()?;
+        // Under the lock: it may have been put anew since it was looked at.
+        let current = self.find_encoded(&record.key);
+        match record.tag {
+            Tag::Entry if current.is_none_or(|row| row.at != at) => {
+                return Ok(ControlFlow::Break(false));
+            }
+            Tag::Removal if current.is_some() => return Ok(ControlFlow::Break(false)),
+            Tag::Entry | Tag::Removal | Tag::Realm => {}
+        }
         let copy =
             Append { tag: record.tag, key: &record.key, meta: &record.meta, body: &record.body };
         let (to, len) = change.append(&copy)?;

@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 
-use crate::entry::{Key, RealmId};
+use crate::entry::{Key, Kind, RealmId};
 use crate::store::index::{Covered, Index, IndexError, Op, Owed};
 use crate::store::layout::Layout;
 use crate::store::record::{EntryMeta, Place, Stamp};
@@ -51,9 +52,28 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
             "store: replayed what the last process had not committed"
         );
     }
-    let covered = replay.covered;
+    let mut covered = replay.covered;
+    if replay.records > 0 {
+        // Records say what was once there; the index says what is.
+        covered.file_bytes = file_bytes(&index)?;
+    }
     let owed_entries = index.read()?.owed_entries()?;
     Ok(Replayed { index, covered, owed_entries, was_clean })
+}
+
+fn file_bytes(index: &Index) -> Result<u64, IndexError> {
+    let content = Kind::Content as u8;
+    let mut bytes = 0;
+    index.read()?.visit(&[content], |key, row| {
+        if key.first() != Some(&content) {
+            return ControlFlow::Break(());
+        }
+        if row.place == Place::File {
+            bytes += row.size;
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(bytes)
 }
 
 fn set_aside(layout: &Layout) -> io::Result<()> {
@@ -126,9 +146,6 @@ impl Replay<'_> {
                 };
                 // A file is hashed before its first use: its stamp was lost with the process.
                 let row = row_of(&entry, at, len, Stamp::default(), self.now);
-                if row.place == Place::File {
-                    self.covered.file_bytes += row.size;
-                }
                 self.ops.push(Op::Put { key: record.key.clone(), row });
                 if let Some(realm) = entry.owed {
                     let owed = Owed { realm, key, size: row.size, since: self.now };

@@ -94,7 +94,9 @@ impl Tail {
             bytes += std::fs::metadata(segment::path(&layout.segments(), *number))?.len();
         }
         // Always a new segment: a torn tail of the old one is left to the scan that skips it.
-        let number = segments.last().map_or(1, |last| last + 1);
+        let last = segments.last().copied().unwrap_or(0);
+        // Never one that was used: what the index covers must not lie ahead.
+        let number = last.max(covered.position.segment) + 1;
         let file = create_segment(layout, number)?;
         let mut covered = covered;
         covered.position = Position { segment: number, offset: 0 };
