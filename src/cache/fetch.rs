@@ -13,6 +13,7 @@ use crate::entry::action::{Frame, GoEntry};
 use crate::entry::{Class, Digest, Hasher, Key, Kind, Meta, RealmId, Why};
 use crate::store::StoreError;
 use crate::store::file::{Finished, Staged};
+use crate::store::record::Row;
 use crate::store::segment::INLINE_MAX;
 
 /// Bodies that find no room on disk are passed on from memory up to this size.
@@ -81,7 +82,8 @@ impl Cache {
         }
         let meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), Class::Other);
         let small = finished.inline().map(Bytes::copy_from_slice);
-        if key.kind != Kind::Content && self.inner.store.find(key).is_some() {
+        let sound = |row: Row| self.inner.store.is_sound(key, &row);
+        if key.kind != Kind::Content && self.inner.store.find(key).is_some_and(sound) {
             // Put here while it was fetched: theirs was acknowledged, and is newer.
             return small.map_or(End::Stored(meta.clone()), |bytes| End::Held(meta, bytes));
         }

@@ -215,3 +215,18 @@ fn a_part_of_content_that_turns_out_wrong_is_never_whole() {
     // A miss, or an answer that breaks off: never a hundred bytes that nobody has verified.
     assert!(answer.is_err() || answer.is_ok_and(|a| a.status == 404 || a.body.len() < 100));
 }
+
+#[test]
+fn an_entry_whose_bytes_are_gone_here_comes_back_from_upstream() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    let body = noise(10, 300_000);
+    assert_eq!(daemon.put("/kv/large", &body).status, 201);
+    daemon.flush();
+    let hex = larder::entry::Digest::of(&body).to_string();
+    std::fs::remove_file(home.store().join("files").join(&hex[..2]).join(&hex[2..])).unwrap();
+    assert!(daemon.get("/kv/large").body == body);
+    assert!(daemon.get("/kv/large").body == body, "and stays");
+    assert_eq!(central.requests("GET", "/kv/large"), 1);
+}
