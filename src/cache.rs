@@ -17,12 +17,10 @@ use crate::cache::flight::{Arrival, End, Flights, Joined};
 use crate::cache::memory::Memory;
 use crate::cache::realm::{Realm, Realms, Upstream};
 use crate::cache::session::Sessions;
-use crate::entry::{
-    Blob, Body, BodyError, Digest, Found, Hasher, Id, Incoming, Key, Kind, Lookup, Meta, Why,
-};
+use crate::entry::{Blob, Body, Digest, Found, Hasher, Id, Key, Kind, Lookup, Meta, Why};
 use crate::store::file::FileSource;
 use crate::store::record::{Place, Row};
-use crate::store::{Put, Store, StoreError, Stored};
+use crate::store::{Store, Stored};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Protocol;
@@ -34,10 +32,13 @@ pub mod flight;
 mod go;
 pub mod memory;
 pub mod policy;
+mod put;
 pub mod realm;
 pub mod session;
+mod unpack;
 
 pub use go::GoPut;
+pub use put::{PutDone, PutError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -80,30 +81,6 @@ const READ_HERE_MAX: u64 = 256 << 10;
 const WRITE_PIECE: usize = 1 << 20;
 const MEMORY_MIN: u64 = 64 << 20;
 const MEMORY_MAX: u64 = 1 << 30;
-
-/// What a put came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PutDone {
-    New,
-    Replaced,
-    /// The same content was there already.
-    Known,
-}
-
-/// Why nothing was stored.
-#[derive(Debug, thiserror::Error)]
-pub enum PutError {
-    #[error("the body has the digest {got}, not {expected}")]
-    Mismatch { expected: Digest, got: Digest },
-    #[error("the body is larger than {limit} bytes")]
-    TooLarge { limit: u64 },
-    #[error("the client broke off: {0}")]
-    Client(BodyError),
-    #[error("the body ended after {got} of {announced} bytes")]
-    Short { announced: u64, got: u64 },
-    #[error("not stored: {0}")]
-    NotStored(StoreError),
-}
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
@@ -355,128 +332,6 @@ impl Cache {
             }
         }
         Err(why)
-    }
-
-    /// Stores `body` under `key`: readable here, and owed to the upstream, when this returns.
-    pub async fn put(
-        &self,
-        protocol: Protocol,
-        realm: &Realm,
-        key: &Key,
-        body: Incoming,
-        describe: impl FnOnce(&mut Meta),
-    ) -> Result<PutDone, PutError> {
-        self.inner.metrics.of(protocol).puts.inc();
-        let key = key.in_realm(realm.id);
-        let result = self.put_in(realm, &key, body, describe).await;
-        if let Err(PutError::NotStored(_)) = result {
-            self.inner.metrics.not_stored.inc();
-        }
-        result
-    }
-
-    async fn put_in(
-        &self,
-        realm: &Realm,
-        key: &Key,
-        body: Incoming,
-        describe: impl FnOnce(&mut Meta),
-    ) -> Result<PutDone, PutError> {
-        let limit = policy::body_limit(key.kind);
-        if body.len.is_some_and(|len| len > limit) {
-            return Err(PutError::TooLarge { limit });
-        }
-        // A body that cannot be stored is read all the same: its sender must be able to go on.
-        let finished = match self.receive(body, limit).await? {
-            Ok(finished) => finished,
-            Err((_, got)) if key.expected().is_some_and(|expected| expected != got) => {
-                let expected = key.expected().unwrap_or(got);
-                return Err(PutError::Mismatch { expected, got });
-            }
-            Err((error, _)) => return Err(PutError::NotStored(error)),
-        };
-        if let Some(expected) = key.expected()
-            && expected != finished.digest
-        {
-            return Err(PutError::Mismatch { expected, got: finished.digest });
-        }
-        let class = crate::entry::Class::Other;
-        let mut meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), class);
-        describe(&mut meta);
-        let small = finished.inline().map(Bytes::copy_from_slice);
-        let owed = self.owed_to(realm, key, &meta.digest);
-        let done = self
-            .inner
-            .store
-            .put(key, finished, &meta, owed.then_some(realm.id))
-            .map_err(PutError::NotStored)?;
-        self.inner.absent.remove(realm.id, key);
-        match small {
-            Some(bytes) => self.inner.memory.offer(key, &meta, &bytes),
-            None => self.inner.memory.remove(key),
-        }
-        if self.inner.store.find(key).is_none_or(|now| now.digest != meta.digest) {
-            self.inner.memory.remove(key);
-        }
-        if owed {
-            self.inner.owed.notify_one();
-        }
-        Ok(match done {
-            Put::New => PutDone::New,
-            Put::Replaced => PutDone::Replaced,
-            Put::Known => PutDone::Known,
-        })
-    }
-
-    /// Whether the realm's upstream must be sent this, because it has not confirmed it lately.
-    fn owed_to(&self, realm: &Realm, key: &Key, digest: &Digest) -> bool {
-        !self.inner.config.read_only
-            && realm.writes_to().is_some()
-            && key.expected() != Some(Digest::EMPTY)
-            && !self.inner.confirmed.contains(realm.id, key, digest)
-    }
-
-    /// Takes a body in. The inner error is ours, with the digest of what was sent; the outer one is
-    /// the client's.
-    async fn receive(
-        &self,
-        body: Incoming,
-        limit: u64,
-    ) -> Result<Result<crate::store::file::Finished, (StoreError, Digest)>, PutError> {
-        use futures_util::StreamExt;
-        let announced = body.len;
-        let mut chunks = body.chunks;
-        let mut writer = fetch::Writer::new(self, announced);
-        let mut held: Vec<Bytes> = Vec::new();
-        let (mut held_len, mut got) = (0, 0_u64);
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(PutError::Client)?;
-            got += chunk.len() as u64;
-            if got > limit {
-                return Err(PutError::TooLarge { limit });
-            }
-            held_len += chunk.len();
-            held.push(chunk);
-            if held_len >= WRITE_PIECE {
-                writer.write(std::mem::take(&mut held)).await;
-                held_len = 0;
-            }
-        }
-        if let Some(announced) = announced.filter(|announced| *announced != got) {
-            return Err(PutError::Short { announced, got });
-        }
-        writer.write(held).await;
-        Ok(writer.finish())
-    }
-
-    /// Removes an entry here; upstream keeps what it has.
-    pub fn delete(&self, realm: &Realm, key: &Key) -> bool {
-        let key = key.in_realm(realm.id);
-        self.inner.confirmed.remove(realm.id, &key);
-        let was_there = self.inner.store.remove(&key);
-        // After the store, or a lookup in between would put it back.
-        self.inner.memory.remove(&key);
-        was_there
     }
 
     /// Whether the bytes of a row may be asked for by their digest in memory; for tests of tiers.

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,15 +13,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::cache::GoPut;
-use crate::cache::realm::{Realm, Wanted};
-use crate::cache::session::{Opening, Session};
-use crate::entry::{BodyError, Class, Digest, Found, Incoming, Key, Lookup, Meta, RealmId, Why};
+use crate::entry::{BodyError, Class, Digest, Found, Incoming, Key, Lookup, Meta, Why};
 use crate::frontend::Frontend;
 use crate::frontend::listener::Peer;
 use crate::tasks::Shutdown;
 use crate::telemetry::metrics::Protocol;
 use crate::units::Timestamp;
-use crate::wire::go::{self as wire, Entry, Frame, Hello, PIECE_MAX, Refused, Report, Welcome};
+use crate::wire::go::{self as wire, Entry, Frame, PIECE_MAX, Report};
+
+mod hello;
+
+use hello::{Guest, refused};
 
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Lookups of one helper at a time: go asks no more than it has processors.
@@ -84,98 +86,7 @@ where
     conversation.close();
 }
 
-/// A helper that was let in.
-struct Guest {
-    hello: Hello,
-    realm: Arc<Realm>,
-    /// Whether it may store at all.
-    writes: bool,
-    is_local: bool,
-    /// Whether it sees the store, so that a digest is all it needs to find an output.
-    sees_store: AtomicBool,
-    session: Option<Arc<Session>>,
-    welcome: Welcome,
-}
-
-fn refused(reason: String) -> Refused {
-    Refused { protocol: wire::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), reason }
-}
-
-impl Frontend {
-    /// Lets a helper in, or says in words why not.
-    fn greet(&self, hello: &Hello, peer: &Peer) -> Result<Guest, String> {
-        if hello.protocol != wire::PROTOCOL {
-            return Err(format!(
-                "the daemon is larder {} and this is {}; restart it with `larder stop`",
-                env!("CARGO_PKG_VERSION"),
-                hello.version
-            ));
-        }
-        let is_local = matches!(peer, Peer::Unix);
-        let token = self.token_of(hello.token.as_deref());
-        if !is_local && token.is_none() {
-            return Err("over TCP a token is needed (set LARDER_TOKEN)".into());
-        }
-        let config = self.inner.cache.config();
-        let namespace = token
-            .and_then(|token| token.namespace.as_deref())
-            .or(hello.namespace.as_deref())
-            .unwrap_or(&config.namespace);
-        let trust = token
-            .and_then(|token| token.trust.as_deref())
-            .or(hello.trust.as_deref())
-            .or(config.trust.as_deref());
-        let realms = self.inner.cache.realms();
-        let wanted = Wanted { namespace, trust, upstream: hello.upstream.as_deref() };
-        let realm = realms.resolve(wanted).map_err(|error| error.to_string())?;
-        let warning = hello.upstream.as_ref().filter(|url| !realms.has_upstream(url)).map(|_| {
-            "the daemon that runs was started with another upstream; this build gets a local cache of \
-             its own, apart from the one of that daemon (`larder stop` ends that daemon)"
-                .to_owned()
-        });
-        let session = (hello.role == "go").then(|| self.session(hello, realm.id));
-        let welcome = self.welcome(&realm, session.as_ref(), warning);
-        let writes = token.is_none_or(|token| token.write);
-        let sees_store = AtomicBool::new(is_local);
-        Ok(Guest { hello: hello.clone(), realm, writes, is_local, sees_store, session, welcome })
-    }
-
-    fn session(&self, hello: &Hello, realm: RealmId) -> Arc<Session> {
-        let derived = format!("{}@{}", hello.scope, hello.commit);
-        let id = if hello.session.is_empty() { &derived } else { &hello.session };
-        let opening = Opening { id, realm, scope: &hello.scope, commit: &hello.commit };
-        self.inner.cache.sessions().open(&opening)
-    }
-
-    fn welcome(
-        &self,
-        realm: &Realm,
-        session: Option<&Arc<Session>>,
-        warning: Option<String>,
-    ) -> Welcome {
-        let store = self.inner.cache.store();
-        Welcome {
-            protocol: wire::PROTOCOL,
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            pid_namespace: pid_namespace(),
-            store: store.dir().to_string_lossy().into_owned(),
-            nonce: store.nonce().to_owned(),
-            uid: rustix::process::geteuid().as_raw(),
-            realms: realm.chain().map(|realm| realm.id.to_string()).collect(),
-            session: session.map(|session| session.id.to_string()).unwrap_or_default(),
-            http: self.inner.http.clone(),
-            warning,
-        }
-    }
-}
-
-/// Names this process's PID namespace; empty where there are none.
-fn pid_namespace() -> String {
-    std::fs::read_link("/proc/self/ns/pid")
-        .map(|link| link.to_string_lossy().into_owned())
-        .unwrap_or_default()
-}
+impl Frontend {}
 
 /// One helper's frames.
 struct Conversation {

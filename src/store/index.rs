@@ -7,15 +7,18 @@
 //! `realms` id → text; `segments` number → last touch; `meta` name → value.
 
 use std::io;
-use std::ops::Bound;
 use std::path::Path;
 
 use heed::types::Bytes;
-use heed::{Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+use heed::{Database, Env, EnvFlags, EnvOpenOptions, RwTxn, WithoutTls};
 
-use crate::entry::{Key, Kind, RealmId};
-use crate::store::record::{Cursor, Place, Row};
+use crate::entry::{Key, RealmId};
+use crate::store::record::{Cursor, Row};
 use crate::store::segment::Position;
+
+mod reading;
+
+pub use reading::Reading;
 
 /// Address space reserved for the index; the file grows only as it is used.
 #[cfg(target_pointer_width = "64")]
@@ -296,132 +299,4 @@ fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, heed::Error>
     // SAFETY: the file is changed by LMDB alone: the directory is ours, mode 0700, on a local file
     // system (checked when the store is opened), and one daemon holds the store's lock.
     unsafe { options.flags(flags).open(dir) }
-}
-
-/// A consistent view of the index.
-pub struct Reading<'a> {
-    index: &'a Index,
-    txn: RoTxn<'a, WithoutTls>,
-}
-
-impl Reading<'_> {
-    pub fn row(&self, key: &[u8]) -> Result<Option<Row>, IndexError> {
-        Ok(self.index.entries.get(&self.txn, key)?.and_then(Row::decode))
-    }
-
-    pub fn covered(&self) -> Result<Option<Covered>, IndexError> {
-        Ok(self.index.meta.get(&self.txn, COVERED)?.and_then(Covered::decode))
-    }
-
-    pub fn entries(&self) -> Result<u64, IndexError> {
-        Ok(self.index.entries.len(&self.txn)?)
-    }
-
-    pub fn owed_entries(&self) -> Result<u64, IndexError> {
-        Ok(self.index.owed.len(&self.txn)?)
-    }
-
-    /// The oldest owed uploads from `number` on.
-    pub fn owed(&self, number: u64, most: usize) -> Result<Vec<(u64, Owed)>, IndexError> {
-        let from = number.to_be_bytes();
-        let mut out = Vec::new();
-        for item in self
-            .index
-            .owed
-            .range(&self.txn, &(Bound::Included(&from[..]), Bound::Unbounded))?
-            .take(most)
-        {
-            let (number, owed) = item?;
-            if let (Ok(number), Some(owed)) = (number.try_into(), Owed::decode(owed)) {
-                out.push((u64::from_be_bytes(number), owed));
-            }
-        }
-        Ok(out)
-    }
-
-    pub fn owed_number(&self, identity: &[u8]) -> Result<Option<u64>, IndexError> {
-        let number = self.index.owed_keys.get(&self.txn, identity)?;
-        Ok(number.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes))
-    }
-
-    pub fn realms(&self) -> Result<Vec<(RealmId, String)>, IndexError> {
-        let mut out = Vec::new();
-        for item in self.index.realms.iter(&self.txn)? {
-            let (id, text) = item?;
-            if let (Ok(id), Ok(text)) = (id.try_into(), std::str::from_utf8(text)) {
-                out.push((RealmId(id), text.to_owned()));
-            }
-        }
-        Ok(out)
-    }
-
-    /// When each segment was last used, as far as it was noted.
-    pub fn segments(&self) -> Result<Vec<(u32, u32)>, IndexError> {
-        let mut out = Vec::new();
-        for item in self.index.segments.iter(&self.txn)? {
-            let (segment, at) = item?;
-            if let (Ok(segment), Ok(at)) = (segment.try_into(), at.try_into()) {
-                out.push((u32::from_be_bytes(segment), u32::from_le_bytes(at)));
-            }
-        }
-        Ok(out)
-    }
-
-    /// Visits entries in key order from `from` on until the visitor says stop.
-    pub fn visit(
-        &self,
-        from: &[u8],
-        mut visit: impl FnMut(&[u8], Row) -> std::ops::ControlFlow<()>,
-    ) -> Result<(), IndexError> {
-        for item in
-            self.index.entries.range(&self.txn, &(Bound::Included(from), Bound::Unbounded))?
-        {
-            let (key, row) = item?;
-            if let Some(row) = Row::decode(row)
-                && visit(key, row).is_break()
-            {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Up to `most` files, beginning at a place in the key space that `seed` chooses.
-    pub fn sample_files(
-        &self,
-        seed: [u8; 32],
-        most: usize,
-    ) -> Result<Vec<(Vec<u8>, Row)>, IndexError> {
-        let mut out = Vec::with_capacity(most);
-        let mut looked = 0;
-        let mut collect = |key: &[u8], row: Row| {
-            if key[0] != Kind::Content as u8 {
-                return std::ops::ControlFlow::Break(());
-            }
-            looked += 1;
-            if row.place == Place::File {
-                out.push((key.to_vec(), row));
-            }
-            let enough = out.len() >= most || looked >= most * 64;
-            if enough {
-                std::ops::ControlFlow::Break(())
-            } else {
-                std::ops::ControlFlow::Continue(())
-            }
-        };
-        self.visit(&Key::content(crate::entry::Digest(seed)).encode(), &mut collect)?;
-        if out.len() < most {
-            self.visit(&Key::content(crate::entry::Digest([0; 32])).encode(), |key, row| {
-                if out.len() >= most || key[0] != Kind::Content as u8 || looked >= most * 128 {
-                    return std::ops::ControlFlow::Break(());
-                }
-                looked += 1;
-                if row.place == Place::File && !out.iter().any(|(seen, _)| seen == key) {
-                    out.push((key.to_vec(), row));
-                }
-                std::ops::ControlFlow::Continue(())
-            })?;
-        }
-        Ok(out)
-    }
 }

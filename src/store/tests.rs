@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::*;
-use crate::entry::Class;
+use crate::entry::{Class, Digest};
 use crate::store::evict::{Eviction, GRACE_S};
 use crate::store::verify::Purge;
 

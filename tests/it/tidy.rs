@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &str)] = &[
 ];
 
 /// Longest file and function that pass without a question.
-const FILE_MAX: usize = 800;
+const FILE_MAX: usize = 400;
 const FUNCTION_MAX: usize = 75;
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -1,0 +1,234 @@
+//! Storing what clients bring: staged, hashed, verified, kept, owed to the upstream.
+
+use bytes::Bytes;
+
+use crate::cache::realm::Realm;
+use crate::cache::{Cache, WRITE_PIECE, policy};
+use crate::entry::{BodyError, Digest, Hasher, Incoming, Key, Meta};
+use crate::store::file::{Finished, Staged};
+use crate::store::segment::INLINE_MAX;
+use crate::store::{Put, StoreError};
+use crate::telemetry::metrics::Protocol;
+
+/// What a put came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutDone {
+    New,
+    Replaced,
+    /// The same content was there already.
+    Known,
+}
+
+/// Why nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    #[error("the body has the digest {got}, not {expected}")]
+    Mismatch { expected: Digest, got: Digest },
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error("the client broke off: {0}")]
+    Client(BodyError),
+    #[error("the body ended after {got} of {announced} bytes")]
+    Short { announced: u64, got: u64 },
+    #[error("not stored: {0}")]
+    NotStored(StoreError),
+}
+
+impl Cache {
+    /// Stores `body` under `key`: readable here, and owed to the upstream, when this returns.
+    pub async fn put(
+        &self,
+        protocol: Protocol,
+        realm: &Realm,
+        key: &Key,
+        body: Incoming,
+        describe: impl FnOnce(&mut Meta),
+    ) -> Result<PutDone, PutError> {
+        self.inner.metrics.of(protocol).puts.inc();
+        let key = key.in_realm(realm.id);
+        let result = self.put_in(realm, &key, body, describe).await;
+        if let Err(PutError::NotStored(_)) = result {
+            self.inner.metrics.not_stored.inc();
+        }
+        result
+    }
+
+    async fn put_in(
+        &self,
+        realm: &Realm,
+        key: &Key,
+        body: Incoming,
+        describe: impl FnOnce(&mut Meta),
+    ) -> Result<PutDone, PutError> {
+        let limit = policy::body_limit(key.kind);
+        if body.len.is_some_and(|len| len > limit) {
+            return Err(PutError::TooLarge { limit });
+        }
+        // A body that cannot be stored is read all the same: its sender must be able to go on.
+        let finished = match self.receive(body, limit).await? {
+            Ok(finished) => finished,
+            Err((_, got)) if key.expected().is_some_and(|expected| expected != got) => {
+                let expected = key.expected().unwrap_or(got);
+                return Err(PutError::Mismatch { expected, got });
+            }
+            Err((error, _)) => return Err(PutError::NotStored(error)),
+        };
+        if let Some(expected) = key.expected()
+            && expected != finished.digest
+        {
+            return Err(PutError::Mismatch { expected, got: finished.digest });
+        }
+        let class = crate::entry::Class::Other;
+        let mut meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), class);
+        describe(&mut meta);
+        let small = finished.inline().map(Bytes::copy_from_slice);
+        let owed = self.owed_to(realm, key, &meta.digest);
+        let done = self
+            .inner
+            .store
+            .put(key, finished, &meta, owed.then_some(realm.id))
+            .map_err(PutError::NotStored)?;
+        self.inner.absent.remove(realm.id, key);
+        match small {
+            Some(bytes) => self.inner.memory.offer(key, &meta, &bytes),
+            None => self.inner.memory.remove(key),
+        }
+        if self.inner.store.find(key).is_none_or(|now| now.digest != meta.digest) {
+            self.inner.memory.remove(key);
+        }
+        if owed {
+            self.inner.owed.notify_one();
+        }
+        Ok(match done {
+            Put::New => PutDone::New,
+            Put::Replaced => PutDone::Replaced,
+            Put::Known => PutDone::Known,
+        })
+    }
+
+    /// Whether the realm's upstream must be sent this, because it has not confirmed it lately.
+    pub(super) fn owed_to(&self, realm: &Realm, key: &Key, digest: &Digest) -> bool {
+        !self.inner.config.read_only
+            && realm.writes_to().is_some()
+            && key.expected() != Some(Digest::EMPTY)
+            && !self.inner.confirmed.contains(realm.id, key, digest)
+    }
+
+    /// Takes a body in. The inner error is ours, with the digest of what was sent; the outer one is
+    /// the client's.
+    pub(super) async fn receive(
+        &self,
+        body: Incoming,
+        limit: u64,
+    ) -> Result<Result<Finished, (StoreError, Digest)>, PutError> {
+        use futures_util::StreamExt;
+        let announced = body.len;
+        let mut chunks = body.chunks;
+        let mut writer = Writer::new(self, announced);
+        let mut held: Vec<Bytes> = Vec::new();
+        let (mut held_len, mut got) = (0, 0_u64);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(PutError::Client)?;
+            got += chunk.len() as u64;
+            if got > limit {
+                return Err(PutError::TooLarge { limit });
+            }
+            held_len += chunk.len();
+            held.push(chunk);
+            if held_len >= WRITE_PIECE {
+                writer.write(std::mem::take(&mut held)).await;
+                held_len = 0;
+            }
+        }
+        if let Some(announced) = announced.filter(|announced| *announced != got) {
+            return Err(PutError::Short { announced, got });
+        }
+        writer.write(held).await;
+        Ok(writer.finish())
+    }
+
+    /// Removes an entry here; upstream keeps what it has.
+    pub fn delete(&self, realm: &Realm, key: &Key) -> bool {
+        let key = key.in_realm(realm.id);
+        self.inner.confirmed.remove(realm.id, &key);
+        let was_there = self.inner.store.remove(&key);
+        // After the store, or a lookup in between would put it back.
+        self.inner.memory.remove(&key);
+        was_there
+    }
+}
+
+/// A body on its way to disk, written in large pieces off the reactor. After a fault it only
+/// hashes, so that the sender can finish.
+struct Writer<'a> {
+    cache: &'a Cache,
+    staged: Option<Staged>,
+    fault: Option<StoreError>,
+    hasher: Hasher,
+}
+
+impl<'a> Writer<'a> {
+    fn new(cache: &'a Cache, announced: Option<u64>) -> Self {
+        let room = cache.inner.store.has_room(announced.unwrap_or(0));
+        Self {
+            cache,
+            staged: room.then(|| cache.inner.store.stage()),
+            fault: (!room).then_some(StoreError::Full),
+            hasher: Hasher::default(),
+        }
+    }
+
+    async fn write(&mut self, pieces: Vec<Bytes>) {
+        let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let written = self.staged.as_ref().map_or(0, Staged::len);
+        if self.staged.is_some() && !self.cache.inner.store.has_room(written + more) {
+            // A body that did not say its length has outgrown the disk: its file goes at once.
+            self.staged = None;
+            self.fault = Some(StoreError::Full);
+        }
+        let Some(mut staged) = self.staged.take() else {
+            pieces.iter().for_each(|piece| self.hasher.update(piece));
+            return;
+        };
+        let len: usize = pieces.iter().map(Bytes::len).sum();
+        let mut hasher = std::mem::take(&mut self.hasher);
+        let work = move || {
+            let mut fault = None;
+            for piece in &pieces {
+                hasher.update(piece);
+                if fault.is_none() {
+                    fault = staged.write(piece).err();
+                }
+            }
+            (staged, hasher, fault)
+        };
+        let done = if len <= INLINE_MAX {
+            Some(work())
+        } else {
+            self.cache.inner.tasks.blocking("write a body", work).await
+        };
+        match done {
+            Some((staged, hasher, None)) => {
+                self.staged = Some(staged);
+                self.hasher = hasher;
+            }
+            Some((_, hasher, Some(error))) => {
+                self.cache.inner.metrics.store_faults.inc();
+                tracing::warn!(%error, "store: cannot write a body");
+                self.hasher = hasher;
+                self.fault = Some(StoreError::Fault(error));
+            }
+            None => self.fault = Some(StoreError::Fault(std::io::Error::other("panicked"))),
+        }
+    }
+
+    fn finish(self) -> Result<Finished, (StoreError, Digest)> {
+        match (self.staged, self.fault) {
+            (Some(staged), None) => Ok(staged.finish()),
+            (_, fault) => {
+                let fault = fault.unwrap_or(StoreError::Full);
+                Err((fault, self.hasher.finish()))
+            }
+        }
+    }
+}

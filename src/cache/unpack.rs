@@ -1,0 +1,155 @@
+//! Go entries on their way in: the action, its frame, the output out of it, verified and kept.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use crate::backend::{Name, Space};
+use crate::cache::fetch::GO_VALUE_MAX;
+use crate::cache::flight::End;
+use crate::cache::realm::Upstream;
+use crate::cache::{Cache, action_of};
+use crate::entry::action::{Frame, GoEntry};
+use crate::entry::{Key, Meta, Why};
+use crate::store::file::{Finished, Staged};
+
+impl Cache {
+    /// Action, frame, output: the action may carry the frame, or name it.
+    pub(super) async fn fetch_go(&self, upstream: &Upstream, name: &Name, key: &Key) -> End {
+        let value = match self.fetch_small(upstream, name, GO_VALUE_MAX).await {
+            Ok(value) => value,
+            Err(end) => return end,
+        };
+        let entry = match GoEntry::decode(&value) {
+            Ok(entry) => entry,
+            Err(error) => {
+                tracing::debug!(%name, %error, "upstream: an action that is not for Go");
+                return End::Failed(Why::Fault);
+            }
+        };
+        match self.unpack(upstream, name, &entry).await {
+            Ok(finished) => self.keep_go(key, &entry, finished),
+            Err(why) => End::Failed(why),
+        }
+    }
+
+    /// The output out of its frame, never more than the entry says.
+    async fn unpack(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        entry: &GoEntry,
+    ) -> Result<Finished, Why> {
+        if !self.inner.store.has_room(entry.size) {
+            return Err(Why::Fault);
+        }
+        let unpacking = Unpacking::new(self.inner.store.stage(), entry.size)?;
+        let mut unpacking = Some(unpacking);
+        match &entry.frame {
+            Frame::Empty => {}
+            Frame::Inline(frame) => self.feed(&mut unpacking, frame.clone().into()).await?,
+            Frame::Stored { digest, .. } => {
+                let content = Name {
+                    namespace: name.namespace.clone(),
+                    space: Space::Cas,
+                    id: digest.to_string(),
+                };
+                let fetched = upstream.backend.get(&content).await;
+                let fetched = fetched.map_err(|error| error.why())?;
+                // An action whose content is gone: the entry is as good as absent.
+                let mut chunks = fetched.ok_or(Why::Absent)?.chunks;
+                while let Some(chunk) = chunks.next().await {
+                    self.feed(&mut unpacking, chunk.map_err(|_| Why::Fault)?).await?;
+                }
+            }
+        }
+        let finished = unpacking.ok_or(Why::Fault)?.finish()?;
+        if finished.digest != entry.digest || finished.size != entry.size {
+            self.inner.metrics.corrupt.inc();
+            tracing::warn!(%name, "upstream: wrong bytes were not taken");
+            return Err(Why::Fault);
+        }
+        Ok(finished)
+    }
+
+    /// Decompresses a piece; large ones on a thread of their own.
+    async fn feed(&self, unpacking: &mut Option<Unpacking>, piece: Bytes) -> Result<(), Why> {
+        let mut state = unpacking.take().ok_or(Why::Fault)?;
+        if piece.len() <= 16 << 10 {
+            state.feed(&piece)?;
+            *unpacking = Some(state);
+            return Ok(());
+        }
+        let fed = self.inner.tasks.blocking("decompress", move || {
+            state.feed(&piece)?;
+            Ok(state)
+        });
+        *unpacking = Some(fed.await.unwrap_or(Err(Why::Fault))?);
+        Ok(())
+    }
+
+    fn keep_go(&self, key: &Key, entry: &GoEntry, mut finished: Finished) -> End {
+        if let Some(row) = self.inner.store.find_go(key) {
+            // Put here while it was fetched: theirs was acknowledged, and is newer.
+            return End::Stored(row.meta());
+        }
+        let mut meta = Meta::new(entry.digest, entry.size, entry.stored, entry.class);
+        meta.cost_ms = entry.cost_ms;
+        meta.c_env = entry.c_env;
+        meta.writer = entry.writer.clone();
+        let kept = self
+            .inner
+            .store
+            .place(&mut finished, None)
+            .and_then(|()| self.inner.store.record_go(key, &meta, None));
+        match kept {
+            Ok(()) => End::Stored(meta),
+            Err(error) => {
+                tracing::debug!(action = ?action_of(key), %error, "fetched but not kept");
+                End::Failed(Why::Fault)
+            }
+        }
+    }
+}
+
+/// An output on its way out of its frame.
+struct Unpacking {
+    decoder: zstd::stream::write::Decoder<'static, Bounded>,
+}
+
+/// Takes at most the bytes that the entry announced: a frame cannot blow up the disk.
+struct Bounded {
+    staged: Staged,
+    left: u64,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let len = bytes.len() as u64;
+        self.left = self.left.checked_sub(len).ok_or(std::io::ErrorKind::FileTooLarge)?;
+        self.staged.write(bytes)?;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Unpacking {
+    /// Larger windows would let a hostile frame take memory.
+    const WINDOW_LOG_MAX: u32 = 27;
+
+    fn new(staged: Staged, size: u64) -> Result<Self, Why> {
+        let decoder = zstd::stream::write::Decoder::new(Bounded { staged, left: size })
+            .and_then(|mut decoder| decoder.window_log_max(Self::WINDOW_LOG_MAX).map(|()| decoder));
+        decoder.map(|decoder| Self { decoder }).map_err(|_| Why::Fault)
+    }
+
+    fn feed(&mut self, piece: &[u8]) -> Result<(), Why> {
+        std::io::Write::write_all(&mut self.decoder, piece).map_err(|_| Why::Fault)
+    }
+
+    fn finish(mut self) -> Result<Finished, Why> {
+        std::io::Write::flush(&mut self.decoder).map_err(|_| Why::Fault)?;
+        Ok(self.decoder.into_inner().staged.finish())
+    }
+}

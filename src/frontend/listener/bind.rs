@@ -1,0 +1,133 @@
+//! Taking the addresses and the socket that are served; what is taken already is said, not fatal.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio_rustls::TlsAcceptor;
+
+use crate::frontend::{Config, Listen};
+
+/// Why a listener cannot be had. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot listen on {at}: {source}; stop what is there or choose another with --listen")]
+    Tcp { at: SocketAddr, source: io::Error },
+    #[error("cannot listen on {path}: {source}; choose another with --socket")]
+    Unix { path: PathBuf, source: io::Error },
+    #[error(
+        "another larder answers on {0}; stop it with `larder stop` or choose another socket with --socket"
+    )]
+    Taken(PathBuf),
+    #[error("{dir} belongs to user {owner}; choose another socket with --socket")]
+    NotOurs { dir: PathBuf, owner: u32 },
+    #[error("tls: {0}")]
+    Tls(String),
+}
+
+/// A bound listener.
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removes the socket's name when the listener goes.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is fine.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Everything bound, before anything is served.
+pub struct Bound {
+    pub listeners: Vec<Listener>,
+    pub tls: Option<TlsAcceptor>,
+    /// Where HTTP is served over TCP.
+    pub http: Vec<String>,
+}
+
+/// Binds every listener. The default port may be somebody else's: then the socket serves alone.
+pub async fn bind(config: &Config) -> Result<Bound, BindError> {
+    let tls = config.tls.as_ref().map(|(cert, key)| tls_acceptor(cert, key)).transpose()?;
+    let mut bound = Bound { listeners: vec![bind_unix(&config.socket)?], tls, http: Vec::new() };
+    for listen in &config.listen {
+        match listen {
+            Listen::Unix(path) if *path == config.socket => {}
+            Listen::Unix(path) => bound.listeners.push(bind_unix(path)?),
+            Listen::Tcp(at) => match TcpListener::bind(at).await {
+                Ok(listener) => {
+                    if let Ok(at) = listener.local_addr() {
+                        let scheme = if bound.tls.is_some() { "https" } else { "http" };
+                        bound.http.push(format!("{scheme}://{at}"));
+                    }
+                    bound.listeners.push(Listener::Tcp(listener));
+                }
+                Err(source)
+                    if config.listen_is_default && source.kind() == io::ErrorKind::AddrInUse =>
+                {
+                    tracing::warn!(
+                        "port {} is taken; serving on the socket alone (choose a port with --listen)",
+                        at.port()
+                    );
+                }
+                Err(source) => return Err(BindError::Tcp { at: *at, source }),
+            },
+        }
+    }
+    Ok(bound)
+}
+
+fn bind_unix(path: &Path) -> Result<Listener, BindError> {
+    let io = |source| BindError::Unix { path: path.to_owned(), source };
+    if let Some(dir) = path.parent() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(io)?;
+        let owner = std::fs::metadata(dir).map_err(io)?.uid();
+        let uid = rustix::process::geteuid().as_raw();
+        // In a directory of somebody else, the socket could be swapped under our clients' feet.
+        if owner != uid && owner != 0 {
+            return Err(BindError::NotOurs { dir: dir.to_owned(), owner });
+        }
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(BindError::Taken(path.to_owned()));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(io)?;
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(path, private).map_err(io)?;
+    Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+}
+
+fn tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, BindError> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let fault = |path: &Path, error: &dyn std::fmt::Display| {
+        BindError::Tls(format!(
+            "{}: {error}; give PEM files with --tls-cert and --tls-key",
+            path.display()
+        ))
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| fault(cert, &error))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| fault(key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| fault(cert, &error))?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(|error| fault(cert, &error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,226 @@
+//! Storing entries and taking them out: bodies, records, rows, and what is owed for them.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use crate::entry::{Digest, Key, Kind, Meta, RealmId};
+use crate::store::file::{Finished, Staged};
+use crate::store::index::Owed;
+use crate::store::record::{EntryMeta, Place, Row, Stamp};
+use crate::store::segment::{INLINE_MAX, Tag};
+use crate::store::tail::Append;
+use crate::store::{Put, Store, StoreError, Stored, layout, row_of, seconds};
+
+impl Store {
+    /// A body on its way in; up to 64 KiB stay in memory.
+    pub fn stage(&self) -> Staged {
+        Staged::new(&self.inner.layout, INLINE_MAX)
+    }
+
+    /// A body on its way in that others read along: always a file.
+    pub fn stage_shared(&self) -> Staged {
+        Staged::new(&self.inner.layout, 0)
+    }
+
+    /// Whether `size` more bytes may be stored.
+    pub fn has_room(&self, size: u64) -> bool {
+        self.inner.space.has_room(self.used_bytes(), size)
+    }
+
+    /// Stores a finished body. Acknowledge the client only after this.
+    pub fn put(
+        &self,
+        key: &Key,
+        mut body: Finished,
+        meta: &Meta,
+        owed: Option<RealmId>,
+    ) -> Result<Put, StoreError> {
+        let before = self.find(key);
+        if let (Kind::Content, Some(row)) = (key.kind, &before)
+            && self.is_sound(key, row)
+        {
+            self.touch(key, row);
+            if let Some(realm) = owed {
+                self.owe(key, row, realm)?;
+            }
+            return Ok(Put::Known);
+        }
+        if !self.has_room(body.size) {
+            return Err(StoreError::Full);
+        }
+        if let Some(bytes) = body.inline() {
+            let place = EntryMeta { meta: meta.clone(), place: Place::Inline, owed };
+            self.append(key, &place, bytes, Stamp::default(), None)?;
+        } else {
+            self.place(&mut body, if key.kind == Kind::Content { owed } else { None })?;
+            if key.kind != Kind::Content {
+                let place = EntryMeta { meta: meta.clone(), place: Place::Elsewhere, owed };
+                self.append(key, &place, &[], Stamp::default(), None)?;
+            }
+        }
+        Ok(if before.is_some() { Put::Replaced } else { Put::New })
+    }
+
+    /// Places a body as a file and records it as content.
+    pub fn place(&self, body: &mut Finished, owed: Option<RealmId>) -> Result<(), StoreError> {
+        let (path, stamp) =
+            body.place(&self.inner.layout, self.inner.boot).map_err(StoreError::of)?;
+        let meta = self.content_meta(body.digest, body.size);
+        let entry = EntryMeta { meta, place: Place::File, owed };
+        self.append(&Key::content(body.digest), &entry, &[], stamp, Some(path))
+    }
+
+    fn content_meta(&self, digest: Digest, size: u64) -> Meta {
+        Meta::new(digest, size, self.inner.clock.now(), crate::entry::Class::Other)
+    }
+
+    /// Records an output that is in place already, and the Go action that names it.
+    pub fn record_go(
+        &self,
+        action: &Key,
+        meta: &Meta,
+        owed: Option<RealmId>,
+    ) -> Result<(), StoreError> {
+        let content = Key::content(meta.digest);
+        let path = self.inner.layout.file(&meta.digest);
+        let file = std::fs::metadata(&path).map_err(|_| StoreError::Gone)?;
+        if !file.is_file() || file.len() != meta.size {
+            return Err(StoreError::Gone);
+        }
+        let stamp = layout::stamp(&file, self.inner.boot);
+        let known = self.find(&content).is_some_and(|row| {
+            row.place == Place::File && row.stamp == stamp && row.condemned == 0
+        });
+        if !known {
+            let meta = self.content_meta(meta.digest, meta.size);
+            let entry = EntryMeta { meta, place: Place::File, owed: None };
+            self.append(&content, &entry, &[], stamp, Some(path))?;
+        }
+        let entry = EntryMeta { meta: meta.clone(), place: Place::Elsewhere, owed };
+        self.append(action, &entry, &[], Stamp::default(), None)
+    }
+
+    /// The action's row if its output is in place as a file and unchanged.
+    pub fn find_go(&self, action: &Key) -> Option<Row> {
+        let row = self.find(action)?;
+        let content = Key::content(row.digest);
+        let there = self.find(&content)?;
+        self.touch(action, &row);
+        self.touch(&content, &there);
+        match there.place {
+            Place::File => self.vouch(&content, &there).then_some(row),
+            // Somebody stored the same bytes as plain content; Go needs them as a file.
+            Place::Inline | Place::Elsewhere => {
+                let Some(Stored::Bytes(_, bytes)) = self.load(&content, &there) else {
+                    return None;
+                };
+                let mut staged = self.stage_shared();
+                staged.write(&bytes).ok()?;
+                self.place(&mut staged.finish(), None).ok()?;
+                Some(row)
+            }
+        }
+    }
+
+    /// Appends the record of an entry and makes it visible.
+    fn append(
+        &self,
+        key: &Key,
+        entry: &EntryMeta,
+        body: &[u8],
+        stamp: Stamp,
+        sync: Option<PathBuf>,
+    ) -> Result<(), StoreError> {
+        let encoded = key.encode();
+        let meta = entry.encode();
+        let mut change = self.inner.tail.begin().map_err(StoreError::of)?;
+        let before = self.find_encoded(&encoded);
+        // A removal may have come between placing the file and recording it.
+        if sync.as_ref().is_some_and(|path| !path.exists()) {
+            return Err(StoreError::Gone);
+        }
+        let record = Append { tag: Tag::Entry, key: &encoded, meta: &meta, body };
+        let (at, len) = change.append(&record).map_err(StoreError::of)?;
+        let row = row_of(entry, at, len, stamp, seconds(self.inner.clock.now()));
+        self.account(before.as_ref(), &row);
+        if let Some(path) = sync {
+            change.sync_file(path);
+        }
+        change.put(encoded, row);
+        if let Some(realm) = entry.owed {
+            change.owe(self.owed(key, entry.meta.size, realm));
+        }
+        Ok(())
+    }
+
+    fn account(&self, before: Option<&Row>, after: &Row) {
+        if let Some(row) = before.filter(|row| row.place == Place::File) {
+            self.inner.tail.sub_file_bytes(row.size);
+        }
+        if after.place == Place::File {
+            self.inner.tail.file_bytes.fetch_add(after.size, Ordering::Relaxed);
+        }
+    }
+
+    fn owed(&self, key: &Key, size: u64, realm: RealmId) -> Owed {
+        Owed { realm, key: key.clone(), size, since: seconds(self.inner.clock.now()) }
+    }
+
+    /// Owes an upload of an entry that is stored already, unless it is owed.
+    ///
+    /// The entry is written to the log once more, or a SIGKILL before the next commit would forget
+    /// what is owed.
+    pub fn owe(&self, key: &Key, row: &Row, realm: RealmId) -> Result<(), StoreError> {
+        if self.inner.tail.owed_number(&self.owed(key, row.size, realm).identity()).is_some() {
+            return Ok(());
+        }
+        let mut body = Vec::new();
+        let mut entry = EntryMeta { meta: row.meta(), place: row.place, owed: None };
+        if row.place == Place::Inline || row.has_more {
+            let Some(record) = self.read_record(key, row) else { return Err(StoreError::Gone) };
+            body = record.body;
+            entry = EntryMeta::decode(&record.meta).ok_or(StoreError::Gone)?;
+        }
+        entry.owed = Some(realm);
+        self.append(key, &entry, &body, row.stamp, None)
+    }
+
+    /// Removes an entry: its row, a mark in the log, and the file if it had one.
+    pub fn remove(&self, key: &Key) -> bool {
+        let Some(row) = self.find(key) else { return false };
+        self.remove_row(key, &row);
+        true
+    }
+
+    pub(super) fn remove_row(&self, key: &Key, row: &Row) {
+        let encoded = key.encode();
+        let removed = self.inner.tail.begin().and_then(|mut change| {
+            // Put anew, moved or removed since `row` was read: not ours to remove.
+            if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
+                return Ok(());
+            }
+            if row.place == Place::File {
+                self.unlink(row);
+            }
+            let mark = Append { tag: Tag::Removal, key: &encoded, meta: &[], body: &[] };
+            // Without the mark the entry could come back if the index had to be built again; it
+            // must go from the index all the same.
+            let marked = change.append(&mark);
+            change.remove(encoded.clone(), Some(row.at));
+            marked.map(drop)
+        });
+        if let Err(error) = removed {
+            self.fault("write a removal", &error);
+        }
+    }
+
+    pub(super) fn unlink(&self, row: &Row) {
+        match std::fs::remove_file(self.inner.layout.file(&row.digest)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.fault("remove a file", &error),
+        }
+        self.inner.tail.sub_file_bytes(row.size);
+    }
+}

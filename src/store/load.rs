@@ -1,0 +1,181 @@
+//! Looking entries up and reading them, verified; what is damaged or gone is taken out.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use crate::entry::{Digest, Key};
+use crate::store::record::{EntryMeta, Place, Row};
+use crate::store::{OPEN_SEGMENTS_MAX, Store, Stored, file, layout, segment};
+
+impl Store {
+    /// Looks a key up; reads no body.
+    pub fn find(&self, key: &Key) -> Option<Row> {
+        self.find_encoded(&key.encode())
+    }
+
+    pub(super) fn find_encoded(&self, key: &[u8]) -> Option<Row> {
+        if let Some(row) = self.inner.tail.row(key) {
+            return row;
+        }
+        match self.inner.index.read().and_then(|reading| reading.row(key)) {
+            Ok(row) => row,
+            Err(error) => {
+                self.fault("read the index", &error);
+                None
+            }
+        }
+    }
+
+    /// Reads and verifies what `row` says. None, counted, if it is damaged or gone.
+    pub fn load(&self, key: &Key, row: &Row) -> Option<Stored> {
+        self.touch(key, row);
+        match row.place {
+            Place::Inline => self.load_inline(key, row),
+            Place::File => self.load_file(key, row).map(|file| Stored::File(row.meta(), file)),
+            Place::Elsewhere => self.load_elsewhere(key, row),
+        }
+    }
+
+    pub fn get(&self, key: &Key) -> Option<Stored> {
+        let row = self.find(key)?;
+        self.load(key, &row)
+    }
+
+    fn load_inline(&self, key: &Key, row: &Row) -> Option<Stored> {
+        let record = self.read_record(key, row)?;
+        let entry = EntryMeta::decode(&record.meta)?;
+        if Digest::of(&record.body) != row.digest {
+            self.drop_corrupt(key, row);
+            return None;
+        }
+        Some(Stored::Bytes(entry.meta, record.body.into()))
+    }
+
+    fn load_elsewhere(&self, key: &Key, row: &Row) -> Option<Stored> {
+        let meta = if row.has_more {
+            EntryMeta::decode(&self.read_record(key, row)?.meta)?.meta
+        } else {
+            row.meta()
+        };
+        let content = Key::content(row.digest);
+        let there = self.find(&content)?;
+        self.touch(&content, &there);
+        match self.load(&content, &there)? {
+            Stored::Bytes(_, bytes) => Some(Stored::Bytes(meta, bytes)),
+            Stored::File(_, file) => Some(Stored::File(meta, file)),
+        }
+    }
+
+    /// Opens a body's file once it is sure that its bytes are still those of the digest.
+    fn load_file(&self, key: &Key, row: &Row) -> Option<Arc<File>> {
+        if !self.vouch(key, row) {
+            return None;
+        }
+        match File::open(self.inner.layout.file(&row.digest)) {
+            Ok(file) => Some(Arc::new(file)),
+            Err(error) => {
+                self.fault("open a file", &error);
+                None
+            }
+        }
+    }
+
+    /// Whether the file of a content row holds its bytes; hashes it again if anything about it has
+    /// changed. A file that does not is removed with its row.
+    pub fn vouch(&self, key: &Key, row: &Row) -> bool {
+        let path = self.inner.layout.file(&row.digest);
+        let meta = match std::fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.fault("look at a file", &error);
+                    return false;
+                }
+                // Go may have moved it away; whoever asks next must not be sent here.
+                self.forget(key, row);
+                return false;
+            }
+        };
+        let stamp = layout::stamp(&meta, self.inner.boot);
+        if meta.is_file() && meta.len() == row.size && stamp == row.stamp {
+            return true;
+        }
+        match file::hash(&path) {
+            Ok((digest, size)) if digest == row.digest && size == row.size => {
+                let restamped = Row { stamp, ..*row };
+                if let Ok(mut change) = self.inner.tail.begin() {
+                    change.put(key.encode(), restamped);
+                }
+                true
+            }
+            Ok(_) => {
+                self.drop_corrupt(key, row);
+                false
+            }
+            Err(error) => {
+                self.fault("read a file", &error);
+                false
+            }
+        }
+    }
+
+    /// Whether an entry is there without reading it: its file unchanged, its record in a segment.
+    pub fn is_sound(&self, key: &Key, row: &Row) -> bool {
+        match row.place {
+            Place::Inline => true,
+            Place::File => self.vouch(key, row),
+            Place::Elsewhere => {
+                let content = Key::content(row.digest);
+                self.find(&content).is_some_and(|there| self.is_sound(&content, &there))
+            }
+        }
+    }
+
+    pub(super) fn read_record(&self, key: &Key, row: &Row) -> Option<segment::Record> {
+        let file = match self.segment(row.at.segment) {
+            Ok(file) => file,
+            Err(error) => {
+                self.forget(key, row);
+                self.fault("open a segment", &error);
+                return None;
+            }
+        };
+        match segment::read(&file, row.at.offset, row.len) {
+            Ok(Ok(record)) if record.key == key.encode() => Some(record),
+            Ok(_) => {
+                self.drop_corrupt(key, row);
+                None
+            }
+            Err(error) => {
+                self.fault("read a segment", &error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn segment(&self, number: u32) -> io::Result<Arc<File>> {
+        let mut open = self.inner.open_segments.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(&number) {
+            return Ok(file.clone());
+        }
+        let path = segment::path(&self.inner.layout.segments(), number);
+        let file = Arc::new(File::open(path)?);
+        if open.len() >= OPEN_SEGMENTS_MAX {
+            open.clear();
+        }
+        open.insert(number, file.clone());
+        Ok(file)
+    }
+
+    pub(super) fn drop_corrupt(&self, key: &Key, row: &Row) {
+        self.inner.metrics.corrupt.inc();
+        tracing::warn!(%key, "store: damaged entry dropped");
+        self.remove_row(key, row);
+    }
+
+    /// Takes a row out whose bytes are gone.
+    pub(super) fn forget(&self, key: &Key, row: &Row) {
+        self.remove_row(key, row);
+    }
+}
