@@ -41,6 +41,7 @@ pub mod tasks;
 pub mod entry;
 pub mod git;
 pub mod gocache;
+pub mod manifest;
 
 pub mod backend;
 pub mod store;

@@ -1,0 +1,194 @@
+//! A trail: the last sessions of a branch, newest first. `fields` has what its fields are.
+//!
+//! ```text
+//! trail   "LRDTRAIL" | u8 version | text scope | text branch | varint number of rows | rows | seal
+//! row     u8 flags (1: complete) | text commit | varint written, before the row's before
+//!         (the first: before u64::MAX) | text writer | varint rows | varint bytes
+//!         varint number of packs | per pack: varint number, and if that is new: the pack
+//! ```
+//!
+//! Packs are numbered as they first appear, so that one which many sessions need is written once.
+//! Times can only fall: a trail that is not newest first has no encoding. Whoever writes one reads
+//! it, merges, and writes it back; what two writers do at once costs a row at most.
+
+use std::cmp::Reverse;
+
+use crate::manifest::fields::{
+    MAGIC_LEN, Numbers, PACK_REF_MAX, Reader, SEAL_LEN, TEXT_LEN_MAX, VARINT_MAX, cut, put_pack,
+    put_text, put_varint, seal,
+};
+use crate::manifest::pack::PACK_MAX;
+use crate::manifest::{FormatError, PackRef};
+use crate::units::Timestamp;
+
+/// Most sessions of a trail.
+pub const ROWS_MAX: usize = 64;
+/// Most packs of one session; a writer's later ones are left out.
+pub const ROW_PACKS_MAX: usize = 1_024;
+/// Most packs of all sessions; those of the oldest are left out.
+pub const PACKS_MAX: usize = 8_192;
+/// Longest encoding of a trail. The limits above hold it.
+pub const SIZE_MAX: usize = 1 << 20;
+
+const MAGIC: &[u8; MAGIC_LEN] = b"LRDTRAIL";
+const VERSION: u8 = 1;
+const COMPLETE: u8 = 1;
+/// Among how many of the newest the fullest is the best, where none is complete.
+const NEWEST: usize = 8;
+
+/// Shortest and longest encoding of a row, its packs aside.
+const ROW_LEN_MIN: usize = 1 + 6;
+const ROW_LEN_MAX: usize = 1 + 2 * TEXT_LEN_MAX + 4 * VARINT_MAX;
+const HEAD_LEN_MAX: usize = MAGIC_LEN + 1 + 2 * TEXT_LEN_MAX + VARINT_MAX + SEAL_LEN;
+
+const _: () = assert!(
+    HEAD_LEN_MAX + PACKS_MAX * PACK_REF_MAX + ROWS_MAX * (ROW_LEN_MAX + 2 * ROW_PACKS_MAX)
+        <= SIZE_MAX
+);
+
+/// The last sessions of a (scope, branch), newest first, one per commit, at most `ROWS_MAX`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trail {
+    pub scope: String,
+    pub branch: String,
+    pub rows: Vec<TrailRow>,
+}
+
+/// What one session left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrailRow {
+    pub commit: String,
+    pub written: Timestamp,
+    pub writer: String,
+    /// What its manifest covers: entries.
+    pub rows: u32,
+    /// And their size.
+    pub bytes: u64,
+    pub complete: bool,
+    pub packs: Vec<PackRef>,
+}
+
+impl Trail {
+    /// The sessions of both: of one commit's the fuller, newest first, at most `ROWS_MAX`.
+    pub fn merge(self, other: Self) -> Self {
+        let rows = settle(self.rows.iter().chain(&other.rows)).into_iter().cloned().collect();
+        Self { rows, ..self }
+    }
+
+    /// The session to start from: the newest complete one, or the fullest of the newest few.
+    pub fn best(&self) -> Option<&TrailRow> {
+        let fullest = || self.rows.iter().take(NEWEST).rev().max_by_key(|row| row.rows);
+        self.rows.iter().find(|row| row.complete).or_else(fullest)
+    }
+
+    /// Its bytes, at most `SIZE_MAX`; settled as `merge` does it. Texts are cut, packs beyond the
+    /// limits are left out.
+    pub fn encode(&self) -> Vec<u8> {
+        let rows = settle(self.rows.iter());
+        let mut out = MAGIC.to_vec();
+        out.push(VERSION);
+        put_text(&self.scope, &mut out);
+        put_text(&self.branch, &mut out);
+        put_varint(rows.len() as u64, &mut out);
+        let mut before = u64::MAX;
+        let mut numbers = Numbers::new();
+        for row in rows {
+            out.push(if row.complete { COMPLETE } else { 0 });
+            put_text(&row.commit, &mut out);
+            put_varint(before - row.written.0, &mut out);
+            before = row.written.0;
+            put_text(&row.writer, &mut out);
+            put_varint(u64::from(row.rows), &mut out);
+            put_varint(row.bytes, &mut out);
+            put_packs(&row.packs, &mut numbers, &mut out);
+        }
+        seal(out)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::open(bytes, MAGIC, VERSION, SIZE_MAX)?;
+        let mut trail = Self { scope: reader.text()?, branch: reader.text()?, rows: Vec::new() };
+        let rows = reader.count("sessions", ROWS_MAX, ROW_LEN_MIN)?;
+        trail.rows.reserve_exact(rows);
+        let mut before = u64::MAX;
+        let mut known = Vec::new();
+        for _ in 0..rows {
+            let row = read_row(&mut reader, before, &mut known)?;
+            if trail.rows.iter().any(|other| other.commit == row.commit) {
+                return Err(FormatError::Twice);
+            }
+            before = row.written.0;
+            trail.rows.push(row);
+        }
+        reader.close()?;
+        Ok(trail)
+    }
+}
+
+/// One row per commit, newest first, no more than the most.
+fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_by(|a, b| {
+        cut(&a.commit).cmp(cut(&b.commit)).then_with(|| b.fullness().cmp(&a.fullness()))
+    });
+    rows.dedup_by(|later, kept| cut(&later.commit) == cut(&kept.commit));
+    rows.sort_by_key(|row| Reverse(row.written));
+    rows.truncate(ROWS_MAX);
+    rows
+}
+
+impl TrailRow {
+    /// Complete first, then more rows, then newer; the rest only decides, the same for everyone.
+    fn fullness(&self) -> impl Ord + '_ {
+        (self.complete, self.rows, self.written, self.bytes, &self.writer, &self.packs)
+    }
+}
+
+fn put_packs(packs: &[PackRef], numbers: &mut Numbers<PackRef>, out: &mut Vec<u8>) {
+    let mut count = 0;
+    let mut list = Vec::new();
+    for pack in packs.iter().filter(|pack| pack.size <= PACK_MAX).take(ROW_PACKS_MAX) {
+        if numbers.len() >= PACKS_MAX && !numbers.knows(pack) {
+            continue;
+        }
+        count += 1;
+        if numbers.put(*pack, &mut list) {
+            put_pack(pack, &mut list);
+        }
+    }
+    put_varint(count, out);
+    out.extend_from_slice(&list);
+}
+
+fn read_row(
+    reader: &mut Reader<'_>,
+    before: u64,
+    known: &mut Vec<PackRef>,
+) -> Result<TrailRow, FormatError> {
+    let flags = reader.u8()?;
+    if flags & !COMPLETE != 0 {
+        return Err(FormatError::Flags(flags));
+    }
+    let mut row = TrailRow {
+        complete: flags & COMPLETE != 0,
+        commit: reader.text()?,
+        written: Timestamp(before.checked_sub(reader.varint()?).ok_or(FormatError::Number)?),
+        writer: reader.text()?,
+        rows: reader.varint_u32()?,
+        bytes: reader.varint()?,
+        packs: Vec::new(),
+    };
+    let packs = reader.count("packs of a session", ROW_PACKS_MAX, 1)?;
+    row.packs.reserve_exact(packs);
+    for _ in 0..packs {
+        row.packs.push(reader.numbered(known, Reader::pack)?);
+    }
+    if known.len() > PACKS_MAX {
+        let (count, max) = (known.len() as u64, PACKS_MAX as u64);
+        return Err(FormatError::TooMany { what: "packs", count, max });
+    }
+    Ok(row)
+}
+
+#[cfg(test)]
+mod tests;
