@@ -4,6 +4,7 @@
 //! it owns every deadline, retry and breaker.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::units::Secret;
 pub mod guard;
 pub mod http;
 pub mod memory;
+mod part;
 
 /// What an entry is upstream: the first path segment of larder's own URLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,7 +77,7 @@ impl Upload {
 }
 
 /// Why upstream could not be used. None of these says that an entry does not exist.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum BackendError {
     #[error("cannot connect: {0}")]
     Connect(String),
@@ -169,6 +171,14 @@ impl BackendError {
 pub trait Backend: Send + Sync {
     /// `Ok(None)`: it certainly does not exist. The pieces of a found body are not verified yet.
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>>;
+
+    /// A part of a body. Upstreams that know no ranges send it whole, and the rest is skipped here.
+    /// `Ok(None)`: it does not exist, or ends before the part does.
+    fn get_part<'a>(
+        &'a self,
+        name: &'a Name,
+        part: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>>;
 
     /// Stores the body, over whatever was there.
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>>;

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::cache::absent::{Absent, Confirmed};
 use crate::cache::flight::{Arrival, End, Flights, Joined};
+use crate::cache::frames::Frames;
 use crate::cache::memory::Memory;
 use crate::cache::realm::{Realm, Realms, Upstream};
 use crate::cache::session::Sessions;
@@ -29,8 +30,10 @@ use crate::units::{ByteSize, Clock};
 pub mod absent;
 mod fetch;
 pub mod flight;
+pub mod frames;
 mod go;
 pub mod memory;
+mod outgoing;
 pub mod policy;
 mod put;
 pub mod realm;
@@ -38,6 +41,7 @@ pub mod session;
 mod unpack;
 
 pub use go::GoPut;
+pub use outgoing::Outgoing;
 pub use put::{PutDone, PutError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +98,7 @@ struct Inner {
     absent: Absent,
     confirmed: Confirmed,
     flights: Flights,
+    frames: Frames,
     realms: Realms,
     sessions: Sessions,
     config: Config,
@@ -119,6 +124,7 @@ impl Cache {
                 absent: Absent::default(),
                 confirmed: Confirmed::default(),
                 flights: Flights::default(),
+                frames: Frames::default(),
                 realms: Realms::new(upstreams, store.clone()),
                 sessions: Sessions::new(clock.clone()),
                 owed: Notify::new(),
@@ -157,6 +163,9 @@ impl Cache {
     }
     pub fn flights(&self) -> &Flights {
         &self.inner.flights
+    }
+    pub fn frames(&self) -> &Frames {
+        &self.inner.frames
     }
     pub fn confirmed(&self) -> &Confirmed {
         &self.inner.confirmed

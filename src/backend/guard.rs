@@ -5,6 +5,7 @@
 //! `breaker` (ask at all?), `budget` (retry?), `progress` (fast enough?), over `window`; `received`
 //! watches a body after its headers. What transfers bytes lies inside; who repeats uploads, outside.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -166,13 +167,17 @@ impl Guard {
         Ok((Leave { shared: self.shared.clone(), ticket: Some(ticket) }, seat))
     }
 
-    async fn guarded_get(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
+    async fn guarded_get(
+        &self,
+        name: &Name,
+        part: Option<Range<u64>>,
+    ) -> Result<Option<Fetched>, BackendError> {
         let (mut leave, seat) = self.enter(&self.gets).await?;
         let upstream = &self.shared.upstream;
         upstream.gets.inc();
         let asked = Instant::now();
         let limit = self.shared.config.first_byte;
-        let answer = timeout(limit, self.get_twice(name))
+        let answer = timeout(limit, self.get_twice(name, part))
             .await
             .unwrap_or_else(|_| Err(deadline("answer", limit)));
         if answer.is_ok() {
@@ -194,15 +199,23 @@ impl Guard {
 
     /// Once more where no connection came about: then upstream has not seen the request, and what
     /// comes twice is only the connecting.
-    async fn get_twice(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
-        let first = self.inner.get(name).await;
+    async fn get_twice(
+        &self,
+        name: &Name,
+        part: Option<Range<u64>>,
+    ) -> Result<Option<Fetched>, BackendError> {
+        let get = || match part.clone() {
+            Some(part) => self.inner.get_part(name, part),
+            None => self.inner.get(name),
+        };
+        let first = get().await;
         if !matches!(first, Err(BackendError::Connect(_))) {
             return first;
         }
         let Some(pause) = self.shared.take_retry() else { return first };
         self.shared.upstream.retries.inc();
         sleep(pause).await;
-        self.inner.get(name).await
+        get().await
     }
 
     async fn guarded_put(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
@@ -255,7 +268,15 @@ impl Guard {
 
 impl Backend for Guard {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
-        self.guarded_get(name).boxed()
+        self.guarded_get(name, None).boxed()
+    }
+
+    fn get_part<'a>(
+        &'a self,
+        name: &'a Name,
+        part: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.guarded_get(name, Some(part)).boxed()
     }
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {

@@ -5,23 +5,26 @@
 
 use std::error::Error;
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use base64::Engine as _;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE,
     TRANSFER_ENCODING,
 };
 use http::{Method, StatusCode, Version};
 use reqwest::{Client, Response, Url};
 
+use crate::backend::part::cut;
 use crate::backend::{
     Backend, BackendError, BuildError, Config, Credentials, Fetched, Name, Upload, WriteMethod,
 };
 use crate::entry::{BodyError, Chunks, Why};
 
+mod part;
 mod tls;
 
 #[cfg(test)]
@@ -112,11 +115,30 @@ impl HttpBackend {
         if response.status() == StatusCode::OK {
             return fetched(response).map(Some);
         }
-        let verdict = verdict(&response);
-        drain(response).await;
-        match verdict {
-            Verdict::Absent => Ok(None),
-            Verdict::Failed(error) => Err(error),
+        refusal(response).await
+    }
+
+    async fn fetch_part(
+        &self,
+        name: &Name,
+        part: Range<u64>,
+    ) -> Result<Option<Fetched>, BackendError> {
+        if part.is_empty() {
+            return Ok(Some(Fetched { len: Some(0), chunks: Box::pin(stream::empty()) }));
+        }
+        let wanted = format!("bytes={}-{}", part.start, part.end - 1);
+        let request = self.client.get(url_of(&self.base, name)?).header(RANGE, wanted);
+        let response = self.send(request).await?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(Some),
+            // It knows no ranges.
+            StatusCode::OK => Ok(cut(fetched(response)?, part)),
+            // What is there ends before the part begins.
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                drain(response).await;
+                Ok(None)
+            }
+            _ => refusal(response).await,
         }
     }
 
@@ -159,6 +181,14 @@ impl HttpBackend {
 impl Backend for HttpBackend {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
         self.fetch(name).boxed()
+    }
+
+    fn get_part<'a>(
+        &'a self,
+        name: &'a Name,
+        part: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.fetch_part(name, part).boxed()
     }
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
@@ -247,6 +277,16 @@ fn verdict(response: &Response) -> Verdict {
         507 => BackendError::Full,
         code => BackendError::Status(code),
     })
+}
+
+/// What an answer without a body to keep means to a GET.
+async fn refusal<T>(response: Response) -> Result<Option<T>, BackendError> {
+    let verdict = verdict(&response);
+    drain(response).await;
+    match verdict {
+        Verdict::Absent => Ok(None),
+        Verdict::Failed(error) => Err(error),
+    }
 }
 
 /// Why a miss is not absence, if the answer says so. A word that a later larder may use is doubt.

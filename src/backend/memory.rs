@@ -3,6 +3,7 @@
 //! It has no limit and forgets at exit; nothing that serves users is configured with it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::sleep;
 
+use crate::backend::part;
 use crate::backend::{Backend, BackendError, Fetched, Name, Upload};
 use crate::entry::{BodyError, Chunks};
 
@@ -190,6 +192,14 @@ impl MemoryBackend {
 impl Backend for MemoryBackend {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
         self.fetch(name).boxed()
+    }
+
+    fn get_part<'a>(
+        &'a self,
+        name: &'a Name,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        async move { Ok(self.fetch(name).await?.and_then(|whole| part::cut(whole, range))) }.boxed()
     }
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {

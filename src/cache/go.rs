@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::cache::flight::{Arrival, End, Joined};
 use crate::cache::realm::Realm;
 use crate::cache::{Cache, FETCH_WAIT, Share, policy};
-use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
 use crate::entry::{Blob, Body, Digest, Found, Incoming, Key, Lookup, Meta, Why};
 use crate::store::file::FileSource;
 use crate::store::record::Row;
@@ -16,25 +15,12 @@ use crate::store::spool::{self, Spooled};
 use crate::store::{StoreError, Stored};
 use crate::telemetry::metrics::Protocol;
 
-/// Level of the frames: what costs a build least time for what it sends.
-const ZSTD_LEVEL: i32 = 3;
-
 /// What a helper's put came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoPut {
     Recorded,
     /// The class is switched off: nothing was recorded.
     Off,
-}
-
-/// A Go entry, ready to be sent upstream.
-pub struct Outgoing {
-    /// Digest of the output that is packed.
-    pub digest: Digest,
-    /// The action's value.
-    pub value: Vec<u8>,
-    /// A frame that does not fit into it: send it first.
-    pub frame: Option<(Digest, bytes::Bytes)>,
 }
 
 impl Cache {
@@ -180,40 +166,6 @@ impl Cache {
     fn writer(&self) -> Arc<str> {
         let name = rustix::system::uname();
         name.nodename().to_string_lossy().into()
-    }
-
-    /// Packs an action and its output for upstream; blocks. None if the output is gone or changed.
-    pub fn pack_go(&self, key: &Key) -> Option<Outgoing> {
-        let row = self.inner.store.find_go(key)?;
-        let writer = self.inner.store.writer_of(key, &row).unwrap_or_default();
-        let path = self.inner.store.layout().file(&row.digest);
-        let (frame, apart) = if row.size == 0 {
-            (Frame::Empty, None)
-        } else {
-            let output = std::fs::read(path).ok()?;
-            if Digest::of(&output) != row.digest {
-                return None;
-            }
-            let frame = zstd::bulk::compress(&output, ZSTD_LEVEL).ok()?;
-            if frame.len() <= INLINE_MAX {
-                (Frame::Inline(frame), None)
-            } else {
-                let digest = Digest::of(&frame);
-                let size = frame.len() as u64;
-                (Frame::Stored { digest, size }, Some((digest, frame.into())))
-            }
-        };
-        let entry = GoEntry {
-            digest: row.digest,
-            size: row.size,
-            class: row.class,
-            c_env: row.c_env,
-            writer,
-            stored: row.stored,
-            cost_ms: row.cost_ms,
-            frame,
-        };
-        Some(Outgoing { digest: row.digest, value: entry.encode(), frame: apart })
     }
 
     /// Takes over what helpers left while no daemon was there; returns how many. Blocks.

@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use crate::backend::{Name, Space};
+use crate::backend::{BackendError, Fetched, Name, Space};
 use crate::cache::fetch::GO_VALUE_MAX;
 use crate::cache::flight::End;
+use crate::cache::frames::Standing;
 use crate::cache::realm::Upstream;
 use crate::cache::{Cache, action_of};
 use crate::entry::action::{Frame, GoEntry};
-use crate::entry::{Key, Meta, Why};
+use crate::entry::{Digest, Key, Meta, Why};
 use crate::store::file::{Finished, Staged};
 
 impl Cache {
@@ -27,8 +28,18 @@ impl Cache {
             }
         };
         match self.unpack(upstream, name, &entry).await {
-            Ok(finished) => self.keep_go(key, &entry, finished),
-            Err(why) => End::Failed(why),
+            Ok(finished) => {
+                if let Some(standing) = Standing::of(&entry.frame) {
+                    self.inner.frames.insert(key.realm, entry.digest, standing);
+                }
+                self.keep_go(key, &entry, finished)
+            }
+            Err(why) => {
+                if why == Why::Absent {
+                    self.inner.frames.remove(key.realm, &entry.digest);
+                }
+                End::Failed(why)
+            }
         }
     }
 
@@ -48,18 +59,15 @@ impl Cache {
             Frame::Empty => {}
             Frame::Inline(frame) => self.feed(&mut unpacking, frame.clone().into()).await?,
             Frame::Stored { digest, .. } => {
-                let content = Name {
-                    namespace: name.namespace.clone(),
-                    space: Space::Cas,
-                    id: digest.to_string(),
-                };
+                let content = in_cas(name, digest);
                 let fetched = upstream.backend.get(&content).await;
-                let fetched = fetched.map_err(|error| error.why())?;
-                // An action whose content is gone: the entry is as good as absent.
-                let mut chunks = fetched.ok_or(Why::Absent)?.chunks;
-                while let Some(chunk) = chunks.next().await {
-                    self.feed(&mut unpacking, chunk.map_err(|_| Why::Fault)?).await?;
-                }
+                self.feed_all(&mut unpacking, fetched).await?;
+            }
+            Frame::Packed(packed) => {
+                let pack = in_cas(name, &packed.pack);
+                let part = packed.at..packed.at + packed.size;
+                let fetched = upstream.backend.get_part(&pack, part).await;
+                self.feed_all(&mut unpacking, fetched).await?;
             }
         }
         let finished = unpacking.ok_or(Why::Fault)?.finish()?;
@@ -69,6 +77,20 @@ impl Cache {
             return Err(Why::Fault);
         }
         Ok(finished)
+    }
+
+    async fn feed_all(
+        &self,
+        unpacking: &mut Option<Unpacking>,
+        fetched: Result<Option<Fetched>, BackendError>,
+    ) -> Result<(), Why> {
+        let fetched = fetched.map_err(|error| error.why())?;
+        // An action whose content is gone: the entry is as good as absent.
+        let mut chunks = fetched.ok_or(Why::Absent)?.chunks;
+        while let Some(chunk) = chunks.next().await {
+            self.feed(unpacking, chunk.map_err(|_| Why::Fault)?).await?;
+        }
+        Ok(())
     }
 
     /// Decompresses a piece; large ones on a thread of their own.
@@ -109,6 +131,10 @@ impl Cache {
             }
         }
     }
+}
+
+fn in_cas(beside: &Name, digest: &Digest) -> Name {
+    Name { namespace: beside.namespace.clone(), space: Space::Cas, id: digest.to_string() }
 }
 
 /// An output on its way out of its frame.

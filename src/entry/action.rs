@@ -18,6 +18,10 @@ pub const INLINE_MAX: usize = 64 << 10;
 const VERSION: &str = "1";
 const OUTPUT_PATH: &str = "o";
 const EMPTY_MARK: &str = "larder.empty";
+/// Where the frame is if it does not stand alone. A reader that knows no packs finds no frame under
+/// its own digest, and misses.
+const PACK: &str = "larder.pack";
+const PACK_AT: &str = "larder.at";
 
 /// A Go entry as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,10 +45,25 @@ pub enum Frame {
     /// The output is empty.
     Empty,
     Inline(Vec<u8>),
+    /// Alone in the CAS.
     Stored {
         digest: Digest,
         size: u64,
     },
+    /// Among others in a pack, which is in the CAS.
+    Packed(Packed),
+}
+
+/// A frame in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Of the frame.
+    pub digest: Digest,
+    pub size: u64,
+    pub pack: Digest,
+    pub pack_size: u64,
+    /// Where in the pack the frame begins.
+    pub at: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -184,7 +203,9 @@ impl GoEntry {
                 return result.encode_to_vec();
             }
             Frame::Inline(frame) => (ProtoDigest::of(frame), frame.clone()),
-            Frame::Stored { digest, size } => (ProtoDigest::from_parts(*digest, *size), Vec::new()),
+            Frame::Stored { digest, size } | Frame::Packed(Packed { digest, size, .. }) => {
+                (ProtoDigest::from_parts(*digest, *size), Vec::new())
+            }
         };
         result.output_files.push(OutputFile {
             path: OUTPUT_PATH.into(),
@@ -244,6 +265,10 @@ impl GoEntry {
             push("c_env", hex(&self.c_env.to_be_bytes()));
         }
         push("writer", self.writer.replace('\n', " "));
+        if let Frame::Packed(packed) = &self.frame {
+            push(PACK, format!("{}/{}", packed.pack, packed.pack_size));
+            push(PACK_AT, packed.at.to_string());
+        }
         out
     }
 
@@ -262,12 +287,23 @@ fn decode_frame(file: &OutputFile) -> Result<Frame, DecodeError> {
     let digest = Digest::from_hex(&named.hash).ok_or(DecodeError::Property("frame digest"))?;
     let size = u64::try_from(named.size_bytes).map_err(|_| DecodeError::Property("frame size"))?;
     if file.contents.is_empty() {
-        return Ok(Frame::Stored { digest, size });
+        let packed =
+            file.node_properties.as_ref().and_then(|p| packed(digest, size, &p.properties));
+        return Ok(packed.map_or(Frame::Stored { digest, size }, Frame::Packed));
     }
     if Digest::of(&file.contents) != digest {
         return Err(DecodeError::Property("contents"));
     }
     Ok(Frame::Inline(file.contents.clone()))
+}
+
+fn packed(digest: Digest, size: u64, properties: &[Property]) -> Option<Packed> {
+    let get = |name: &str| properties.iter().find(|p| p.name == name).map(|p| p.value.as_str());
+    let (pack, pack_size) = get(PACK)?.split_once('/')?;
+    let (pack, pack_size) = (Digest::from_hex(pack)?, pack_size.parse().ok()?);
+    let at = get(PACK_AT)?.parse::<u64>().ok()?;
+    let is_within = at.checked_add(size).is_some_and(|end| end <= pack_size);
+    is_within.then_some(Packed { digest, size, pack, pack_size, at })
 }
 
 /// An empty output has no output file that could carry properties, so its stdout does, a line each.
@@ -332,6 +368,15 @@ mod tests {
                 prop::collection::vec(any::<u8>(), 1..200).prop_map(Frame::Inline),
                 (any::<[u8; 32]>(), 0_u64..1 << 40)
                     .prop_map(|(d, size)| Frame::Stored { digest: Digest(d), size }),
+                (any::<[u8; 32]>(), any::<[u8; 32]>(), 0_u64..1 << 40, 0_u64..1 << 40).prop_map(
+                    |(digest, pack, size, at)| Frame::Packed(Packed {
+                        digest: Digest(digest),
+                        size,
+                        pack: Digest(pack),
+                        pack_size: at + size,
+                        at,
+                    })
+                ),
             ],
             cost_ms in 0_u32..1 << 30,
             c_env: u64,

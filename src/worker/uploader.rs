@@ -33,6 +33,7 @@ mod health;
 mod journal;
 mod land;
 mod lane;
+mod packer;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -174,7 +175,7 @@ impl Uploader {
             self.ask(at, numbers);
         }
         let lane = &self.lanes[at];
-        let free = lane.health.aimd.limit().saturating_sub(lane.attempts());
+        let free = lane.free();
         let mut has_dropped = false;
         for number in self.lanes[at].ready(order, now, free) {
             let Some(job) = self.lanes[at].get(number) else { continue };
@@ -199,6 +200,8 @@ impl Uploader {
             realm,
             upstream: self.upstreams[at].clone(),
             packing: self.packing.clone(),
+            uploads: self.uploads.clone(),
+            boarded: lane.boarded.clone(),
             number,
             owed: job.owed.clone(),
         };

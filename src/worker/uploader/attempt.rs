@@ -1,19 +1,25 @@
 //! One attempt at one upload: from the store to the backend. Nothing is settled here.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError, Upload};
-use crate::cache::Cache;
+use crate::cache::frames::Standing;
 use crate::cache::realm::{Realm, Upstream};
+use crate::cache::{Cache, Outgoing};
+use crate::entry::action::{Frame, GoEntry};
 use crate::entry::body::Source;
 use crate::entry::{Digest, Key, Kind};
 use crate::store::Stored;
 use crate::store::file::FileSource;
 use crate::store::index::Owed;
+use crate::worker::uploader::Uploads;
+use crate::worker::uploader::packer::{Packer, Route};
 
 /// Compressing must not take the cores that the build runs on.
 const PACKS_MAX: usize = 2;
@@ -50,11 +56,16 @@ pub(super) struct Sent {
 pub(super) struct Packing {
     turns: Semaphore,
     bytes: Semaphore,
+    packer: Arc<Packer>,
 }
 
 impl Default for Packing {
     fn default() -> Self {
-        Self { turns: Semaphore::new(PACKS_MAX), bytes: Semaphore::new(PACKED_BYTES_MAX as usize) }
+        Self {
+            turns: Semaphore::new(PACKS_MAX),
+            bytes: Semaphore::new(PACKED_BYTES_MAX as usize),
+            packer: Arc::default(),
+        }
     }
 }
 
@@ -64,6 +75,9 @@ pub(super) struct Attempt {
     pub(super) realm: Arc<Realm>,
     pub(super) upstream: Upstream,
     pub(super) packing: Arc<Packing>,
+    pub(super) uploads: Arc<Uploads>,
+    /// Attempts of this lane that wait for their packs: they take nobody's place.
+    pub(super) boarded: Arc<AtomicUsize>,
     pub(super) number: u64,
     pub(super) owed: Owed,
 }
@@ -127,27 +141,64 @@ impl Attempt {
 
     /// The frame first, if it stands apart; then the action that names it.
     async fn send_go(&self) -> Result<Option<Sent>, BackendError> {
-        // The output and its frame; held until both are sent.
+        let Some(packed) = self.pack().await else { return Ok(None) };
+        let mut entry = packed.entry;
+        let mut bytes = 0;
+        if let Some(frame) = packed.frame {
+            (entry.frame, bytes) = self.send_frame(&entry, frame).await?;
+        }
+        let value = entry.encode();
+        bytes += value.len() as u64;
+        let took = self.put(&self.owed.key, Upload::bytes(value.into())).await?;
+        Ok(Some(Sent { digest: entry.digest, bytes, took }))
+    }
+
+    async fn pack(&self) -> Option<Outgoing> {
+        // The output and its frame.
         let cost = u32::try_from(self.owed.size.saturating_mul(2)).unwrap_or(u32::MAX);
         let cost = cost.clamp(1, PACKED_BYTES_MAX);
         let _bytes = self.packing.bytes.acquire_many(cost).await.expect("it is never closed");
-        let packed = {
-            let _turn = self.packing.turns.acquire().await.expect("it is never closed");
-            let (cache, key) = (self.cache.clone(), self.owed.key.clone());
-            self.cache.tasks().blocking("pack an output", move || cache.pack_go(&key)).await
-        };
-        let Some(packed) = packed.flatten() else { return Ok(None) };
-        let mut bytes = packed.value.len() as u64;
-        if let Some((digest, frame)) = packed.frame {
-            let key = Key::content(digest);
-            if !self.cache.confirmed().contains(self.realm.id, &key, &digest) {
-                bytes += frame.len() as u64;
-                self.put(&key, Upload::bytes(frame)).await?;
-                self.cache.confirm(&self.realm, &key, digest);
+        let _turn = self.packing.turns.acquire().await.expect("it is never closed");
+        let (cache, key) = (self.cache.clone(), self.owed.key.clone());
+        self.cache.tasks().blocking("pack an output", move || cache.pack_go(&key)).await.flatten()
+    }
+
+    /// Sends a frame, in a pack or alone, unless upstream has it; where it stands then, and what
+    /// was sent here for it.
+    async fn send_frame(
+        &self,
+        entry: &GoEntry,
+        frame: Bytes,
+    ) -> Result<(Frame, u64), BackendError> {
+        let (digest, size) = (Digest::of(&frame), frame.len() as u64);
+        match self.cache.frames().get(self.realm.id, &entry.digest) {
+            Some(Standing::Packed(packed)) if packed.digest == digest => {
+                return Ok((Frame::Packed(packed), 0));
             }
+            _ => {}
         }
-        let took = self.put(&self.owed.key, Upload::bytes(packed.value.into())).await?;
-        Ok(Some(Sent { digest: packed.digest, bytes, took }))
+        let packer = &self.packing.packer;
+        if packer.takes(self.realm.id, &frame) {
+            let _boarded = Boarded::new(self);
+            let route = Route {
+                cache: self.cache.clone(),
+                realm: self.realm.clone(),
+                upstream: self.upstream.clone(),
+                uploads: self.uploads.clone(),
+            };
+            let packed = packer.send(&route, (entry.digest, entry.size), frame).await?;
+            return Ok((Frame::Packed(packed), 0));
+        }
+        let key = Key::content(digest);
+        let stored = Frame::Stored { digest, size };
+        let mut bytes = 0;
+        if !self.cache.confirmed().contains(self.realm.id, &key, &digest) {
+            bytes = size;
+            self.put(&key, Upload::bytes(frame)).await?;
+            self.cache.confirm(&self.realm, &key, digest);
+        }
+        self.cache.frames().insert(self.realm.id, entry.digest, Standing::Alone { digest, size });
+        Ok((stored, bytes))
     }
 
     /// Sends one body; how long that took, if it was small.
@@ -157,5 +208,23 @@ impl Attempt {
         let backend: &dyn Backend = &*self.upstream.backend;
         backend.put(&self.realm.name_of(key), upload).await?;
         Ok(is_timed.then(|| started.elapsed()))
+    }
+}
+
+/// An attempt that waits for its pack, as long as this lives.
+struct Boarded<'a>(&'a Attempt);
+
+impl<'a> Boarded<'a> {
+    fn new(attempt: &'a Attempt) -> Self {
+        attempt.boarded.fetch_add(1, Ordering::Relaxed);
+        // There is a place for another.
+        attempt.cache.wake_uploader();
+        Self(attempt)
+    }
+}
+
+impl Drop for Boarded<'_> {
+    fn drop(&mut self) {
+        self.0.boarded.fetch_sub(1, Ordering::Relaxed);
     }
 }

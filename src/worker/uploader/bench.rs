@@ -9,7 +9,7 @@ use crate::backend::memory::MemoryBackend;
 use crate::backend::{Backend, Name, Space};
 use crate::cache::realm::{Realm, Upstream, Wanted};
 use crate::cache::{self, Cache};
-use crate::entry::{Digest, Incoming, Key};
+use crate::entry::{Class, Digest, Incoming, Key, Meta};
 use crate::store::{self, Limit, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -104,6 +104,17 @@ impl Bench {
         name(Space::Ac, &id.to_string())
     }
 
+    /// Puts outputs as go does, for `team`, each under the digest of its digest.
+    pub(in crate::worker) fn put_outputs(&self, cache: &Cache, outputs: &[Vec<u8>]) {
+        let realm = self.realm(cache, "team");
+        for output in outputs {
+            let digest = Digest::of(output);
+            std::fs::write(cache.store().layout().file(&digest), output).unwrap();
+            let meta = Meta::new(digest, output.len() as u64, self.clock.now(), Class::Archive);
+            cache.put_go(&realm, &Digest::of(&digest.0), meta, true).unwrap();
+        }
+    }
+
     /// Ends every task, then the store.
     pub(in crate::worker) async fn close(&self, cache: &Cache) {
         cache.tasks().begin_shutdown();
@@ -125,4 +136,10 @@ pub(in crate::worker) async fn until(mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Bytes that zstd cannot make smaller.
+pub(in crate::worker) fn noise(len: usize) -> Vec<u8> {
+    let mut random = crate::units::Random::new(len as u64);
+    (0..len).map(|_| random.next_u64().to_le_bytes()[0]).collect()
 }

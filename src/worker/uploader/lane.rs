@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::time::Instant;
 
@@ -11,6 +12,7 @@ use crate::entry::{Kind, RealmId};
 use crate::store::index::Owed;
 use crate::units::Backoff;
 use crate::worker::uploader::health::{Health, PAUSE_FIRST, PAUSE_MOST};
+use crate::worker::uploader::packer::WAITING_MAX;
 
 /// Uploads held in memory; more of them wait in the journal.
 pub(super) const JOBS_MAX: usize = 8192;
@@ -69,6 +71,8 @@ pub(super) struct Lane {
     /// Entries that are not waiting: two attempts at one could leave the older bytes upstream.
     busy: HashSet<Vec<u8>>,
     attempts: usize,
+    /// Attempts that wait for their packs: they ask nothing of upstream.
+    pub(super) boarded: Arc<AtomicUsize>,
     is_asking: bool,
 }
 
@@ -83,6 +87,7 @@ impl Lane {
             contents: BTreeMap::new(),
             busy: HashSet::new(),
             attempts: 0,
+            boarded: Arc::default(),
             is_asking: false,
         }
     }
@@ -117,6 +122,12 @@ impl Lane {
     /// Attempts under way.
     pub(super) const fn attempts(&self) -> usize {
         self.attempts
+    }
+
+    /// How many more may begin.
+    pub(super) fn free(&self) -> usize {
+        let boarded = self.boarded.load(Ordering::Relaxed).min(WAITING_MAX);
+        (self.health.aimd.limit() + boarded).saturating_sub(self.attempts)
     }
 
     pub(super) fn is_busy(&self, number: u64) -> bool {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::bench::{Bench, name, until, upstream};
+use super::bench::{Bench, name, noise, until, upstream};
 use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::backend::{Backend, BackendError, Fetched, Name, Space, Upload};
 use crate::cache::Cache;
 use crate::entry::action::{Frame, GoEntry, upstream_key};
-use crate::entry::{Class, Digest, Key, Meta};
+use crate::entry::{Digest, Key};
 use crate::telemetry::metrics::Dropped;
 use crate::worker::uploader::journal::Journal;
 use crate::worker::{Flushed, WorkerStatus, Workers};
@@ -210,24 +210,19 @@ async fn uploads_outlive_the_process_and_wait_for_their_upstream() {
     assert_eq!(bench.backend.peek(&large).unwrap(), vec![3; 300_000]);
 }
 
-/// Bytes that zstd cannot make smaller.
-fn noise(len: usize) -> Vec<u8> {
-    let mut random = crate::units::Random::new(len as u64);
-    (0..len).map(|_| random.next_u64().to_le_bytes()[0]).collect()
-}
-
 #[tokio::test(start_paused = true)]
 async fn go_entries_arrive_as_others_read_them() {
     let bench = Bench::new();
     let cache = bench.cache(&bench.open());
-    let realm = bench.realm(&cache, "team");
-    let outputs = [vec![], b"small".to_vec(), vec![5; 1 << 20], noise(300_000)];
-    for output in &outputs {
-        let digest = Digest::of(output);
-        std::fs::write(cache.store().layout().file(&digest), output).unwrap();
-        let meta = Meta::new(digest, output.len() as u64, bench.clock.now(), Class::Archive);
-        cache.put_go(&realm, &Digest::of(&digest.0), meta, true).unwrap();
-    }
+    let outputs = [
+        vec![],
+        b"small".to_vec(),
+        vec![5; 1 << 20],
+        noise(300_000),
+        noise(70_000),
+        noise(2 << 20),
+    ];
+    bench.put_outputs(&cache, &outputs);
     let workers = Workers::start(&cache);
     assert_eq!(workers.flush(MINUTE).await, Flushed::default());
     for output in &outputs {
@@ -247,10 +242,19 @@ async fn go_entries_arrive_as_others_read_them() {
                 assert_eq!((frame.len() as u64, Digest::of(&frame)), (size, digest));
                 frame.to_vec()
             }
+            Frame::Packed(packed) => {
+                let name = name(Space::Cas, &packed.pack.to_string());
+                let pack = bench.backend.peek(&name).unwrap();
+                assert_eq!((pack.len() as u64, Digest::of(&pack)), (packed.pack_size, packed.pack));
+                let at = usize::try_from(packed.at).unwrap();
+                let frame = &pack[at..][..usize::try_from(packed.size).unwrap()];
+                assert_eq!(Digest::of(frame), packed.digest);
+                frame.to_vec()
+            }
         };
         assert_eq!(&zstd::bulk::decompress(&frame, output.len()).unwrap(), output);
     }
-    assert_eq!(bench.backend.names().len(), 5, "one frame stands apart");
+    assert_eq!(bench.backend.names().len(), 8, "two frames share a pack, one stands alone");
     bench.close(&cache).await;
 }
 
@@ -279,6 +283,13 @@ struct Panicking {
 impl Backend for Panicking {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
         self.inner.get(name)
+    }
+    fn get_part<'a>(
+        &'a self,
+        name: &'a Name,
+        part: std::ops::Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.inner.get_part(name, part)
     }
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
         assert!(self.has_panicked.swap(true, Ordering::Relaxed), "a panic on purpose");

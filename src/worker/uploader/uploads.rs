@@ -1,6 +1,6 @@
 //! What the uploader and those who wait for it say to each other.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ pub(in crate::worker) struct Uploads {
     is_draining: AtomicBool,
     is_ending: AtomicBool,
     progress: watch::Sender<Progress>,
+    /// Whether somebody waits, and how many.
+    waiting: AtomicUsize,
+    is_hurried: watch::Sender<bool>,
     why: Mutex<Vec<String>>,
 }
 
@@ -71,6 +74,7 @@ impl Uploads {
 
     /// Waits until nothing is owed, or nothing can be done, since `request`.
     pub(in crate::worker) async fn settled(&self, request: u64, store: &Store, within: Duration) {
+        let _hurry = Hurry::new(self);
         let mut progress = self.progress.subscribe();
         let is_settled = |now: &Progress| {
             now.has_ended || now.heard >= request && (!now.has_work || store.owed_entries() == 0)
@@ -84,9 +88,37 @@ impl Uploads {
         let _ = timeout(within, progress.wait_for(|now| now.has_ended)).await;
     }
 
+    /// Whether somebody waits for the uploads, now and whenever that changes.
+    pub(super) fn hurried(&self) -> watch::Receiver<bool> {
+        self.is_hurried.subscribe()
+    }
+
     /// Why something is still owed.
     pub(in crate::worker) fn why(&self) -> String {
         let why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         if why.is_empty() { "the time was too short".to_owned() } else { why.join("; ") }
+    }
+}
+
+/// Somebody waits as long as this lives.
+struct Hurry<'a>(&'a Uploads);
+
+impl<'a> Hurry<'a> {
+    fn new(uploads: &'a Uploads) -> Self {
+        uploads.waiting.fetch_add(1, Ordering::AcqRel);
+        uploads.is_hurried.send_replace(true);
+        Self(uploads)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let is_hurried = |hurried: &mut bool| {
+                *hurried = self.0.waiting.load(Ordering::Acquire) > 0;
+                true
+            };
+            self.0.is_hurried.send_if_modified(is_hurried);
+        }
     }
 }

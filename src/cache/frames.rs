@@ -1,0 +1,58 @@
+//! Where the frames of outputs stand upstream, as far as this daemon has seen it.
+//!
+//! Learned from manifests, from actions that were read and from what was sent. Forgetting costs
+//! that a frame is packed once more.
+
+use crate::entry::action::{Frame, Packed};
+use crate::entry::{Digest, RealmId};
+
+const ENTRIES_MAX: u64 = 400_000;
+
+/// A frame's place upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Packed(Packed),
+    /// Alone in the CAS.
+    Alone {
+        digest: Digest,
+        size: u64,
+    },
+}
+
+impl Standing {
+    /// What an action says of its frame; None for one that needs no place.
+    pub const fn of(frame: &Frame) -> Option<Self> {
+        match frame {
+            Frame::Empty | Frame::Inline(_) => None,
+            Frame::Stored { digest, size } => Some(Self::Alone { digest: *digest, size: *size }),
+            Frame::Packed(packed) => Some(Self::Packed(*packed)),
+        }
+    }
+}
+
+/// Frames by the realm whose upstream holds them and by the output that they hold.
+#[derive(Clone, Debug)]
+pub struct Frames {
+    known: moka::sync::Cache<(RealmId, Digest), Standing>,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { known: moka::sync::Cache::new(ENTRIES_MAX) }
+    }
+}
+
+impl Frames {
+    pub fn get(&self, realm: RealmId, output: &Digest) -> Option<Standing> {
+        self.known.get(&(realm, *output))
+    }
+
+    pub fn insert(&self, realm: RealmId, output: Digest, standing: Standing) {
+        self.known.insert((realm, output), standing);
+    }
+
+    /// Upstream turned out to have lost it.
+    pub fn remove(&self, realm: RealmId, output: &Digest) {
+        self.known.invalidate(&(realm, *output));
+    }
+}
