@@ -1,21 +1,26 @@
-//! What a directory's repository and the CI system say of a build: which repository, which commit.
+//! What a directory's repository and the CI system say of a build: which repository, which commit,
+//! which branch.
 //!
-//! Reads a few small files under `.git`, runs no process and never fails: what cannot be read is
-//! not known. These answers predict and label; nothing is granted because of them, so that a
-//! repository may say what it likes. Objects and the index are not read here.
+//! Reads a few small files under `.git` and never fails: what cannot be read is not known. Only
+//! `parents` runs a process, as objects are not read here. These answers predict and label; nothing
+//! is granted because of them, so that a repository may say what it likes.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Component, Path, PathBuf};
 
 mod ci;
+mod parents;
 
 pub use ci::{Ci, ci};
+pub use parents::{GitEnv, PATIENCE, parents};
 
 /// Longest file that is read whole; those of git's own making are far shorter.
 const FILE_MAX: u64 = 1 << 20;
 /// How much of `packed-refs` is looked through.
 const PACKED_MAX: u64 = 64 << 20;
+/// Where the branches of the remote called origin are.
+const ORIGIN: &str = "refs/remotes/origin/";
 /// Symbolic references that lead to each other.
 const HOPS_MAX: usize = 5;
 /// Longest name that is made of what a repository or a CI system says.
@@ -26,18 +31,32 @@ const NAME_MAX: usize = 256;
 pub struct Identity {
     /// Repository, and job where a CI system names one. Empty: not known.
     pub scope: String,
-    /// In hexadecimal. Empty: not known.
+    /// In hexadecimal. Empty: not known. What it was made from takes longer to know: `parents`.
     pub commit: String,
+    /// Empty: not known, or none.
+    pub branch: String,
+    /// What the branch goes into some day, which may be itself. Empty: not known.
+    pub default_branch: String,
 }
 
 /// What is built in `dir`, where `variable` reads the environment.
 pub fn identify(dir: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Identity {
     let ci = ci(variable);
     let checkout = Checkout::find(dir);
-    let scope = ci.scope.or_else(|| checkout.as_ref().and_then(Checkout::scope));
+    let checkout = checkout.as_ref();
+    let repository = ci.repository.or_else(|| checkout.and_then(Checkout::scope));
+    let scope = ci::joined(repository, ':', ci.job).and_then(|scope| name(&scope));
     // What is checked out is what is built; a job may have gone elsewhere after its first checkout.
-    let commit = checkout.as_ref().and_then(Checkout::commit).or(ci.commit);
-    Identity { scope: scope.unwrap_or_default(), commit: commit.unwrap_or_default() }
+    let commit = checkout.and_then(Checkout::commit).or(ci.commit);
+    let branch = checkout.and_then(Checkout::branch).or(ci.branch);
+    // Where a change goes is known to who builds it; the repository knows where most go.
+    let default_branch = ci.default_branch.or_else(|| checkout.and_then(Checkout::default_branch));
+    Identity {
+        scope: scope.unwrap_or_default(),
+        commit: commit.unwrap_or_default(),
+        branch: branch.unwrap_or_default(),
+        default_branch: default_branch.unwrap_or_default(),
+    }
 }
 
 /// A working tree and the places of its repository.
@@ -100,9 +119,15 @@ impl Checkout {
         branch_of(&read(&self.git.join("HEAD"))?, "refs/heads/")
     }
 
-    /// The branch that the remote called origin builds on, as of the clone.
+    /// The branch that the remote called origin builds on, as of the clone; else the one of the
+    /// usual names that it has.
     pub fn default_branch(&self) -> Option<String> {
-        branch_of(&self.reference("refs/remotes/origin/HEAD")?, "refs/remotes/origin/")
+        let head = self.reference("refs/remotes/origin/HEAD");
+        head.and_then(|head| branch_of(&head, ORIGIN)).or_else(|| {
+            let usual = ["main", "master"].into_iter();
+            let known = |branch: &&str| self.holds(&format!("{ORIGIN}{branch}"));
+            usual.filter(known).map(str::to_owned).next()
+        })
     }
 
     /// Where origin is, or the first remote if none is called so. Without credentials.
@@ -126,6 +151,10 @@ impl Checkout {
             return None;
         }
         read(&self.git.join(path)).or_else(|| read(&self.common.join(path)))
+    }
+
+    fn holds(&self, reference: &str) -> bool {
+        self.reference(reference).or_else(|| self.packed(reference)).is_some()
     }
 
     fn packed(&self, reference: &str) -> Option<String> {
@@ -162,7 +191,12 @@ fn object_id(text: &str) -> Option<String> {
 }
 
 fn branch_of(text: &str, prefix: &str) -> Option<String> {
-    name(text.strip_prefix("ref:")?.trim().strip_prefix(prefix)?)
+    branch_name(text.strip_prefix("ref:")?.trim().strip_prefix(prefix)?)
+}
+
+/// No branch begins with a dot; where HEAD says so (`.invalid`), references are kept elsewhere.
+fn branch_name(text: &str) -> Option<String> {
+    name(text.strip_prefix("refs/heads/").unwrap_or(text)).filter(|name| !name.starts_with('.'))
 }
 
 /// A name that fits on a line and into a log.

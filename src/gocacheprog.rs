@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::client::{Address, StartDaemon, Stream};
 use crate::entry::{Class, Digest, RealmId};
+use crate::git::GitEnv;
 use crate::gocache::Native;
 use crate::tasks;
 use crate::units::{Clock, Secret};
@@ -26,6 +27,7 @@ mod bodies;
 pub mod c_env;
 mod json;
 mod native;
+mod parents;
 mod places;
 mod protocol;
 mod questions;
@@ -38,6 +40,7 @@ use account::Account;
 pub use answers::announce;
 use answers::{Answers, Input};
 use bodies::{Arrived, Shelves};
+use parents::Parents;
 use places::{Places, Refuge, Sharing};
 use protocol::{Command, ProtocolError, Requests};
 use questions::{Link, Questions, Unacked};
@@ -66,6 +69,12 @@ pub struct HelperConfig {
     pub session: String,
     pub scope: String,
     pub commit: String,
+    pub branch: String,
+    pub default_branch: String,
+    /// Whose checkout holds the commit, and what git is given to look into it.
+    pub dir: PathBuf,
+    pub git_env: GitEnv,
+    pub git_deadline: Duration,
     /// The store that is used when no daemon says another.
     pub store_dir: PathBuf,
     /// Realms that are read, in this order, when no daemon says others; the first is written.
@@ -99,6 +108,7 @@ struct Helper {
     answers: Arc<Answers>,
     questions: Questions,
     account: Account,
+    parents: Parents,
     refuge: Refuge,
     native: Option<Native>,
     /// None until the first word from or about the daemon.
@@ -118,6 +128,7 @@ pub fn run(config: HelperConfig, stdio: Stdio) {
         answers: Arc::new(Answers::new(stdout)),
         questions: Questions::new(Link::Coming { until: remote::START_MAX }),
         account: Account::default(),
+        parents: Parents::default(),
         refuge: Refuge::new(&config.temp_dir, config.pid),
         native: config.native.as_deref().and_then(Native::open),
         places: Mutex::new(None),
@@ -128,6 +139,7 @@ pub fn run(config: HelperConfig, stdio: Stdio) {
         clock,
         config,
     });
+    parents::look(&helper);
     let shared = helper.clone();
     // Not joined: it may be in the midst of starting a daemon, and go's end is not to wait for it.
     if tasks::thread("from daemon", move || remote::keep_connected(&shared)).is_err() {
@@ -380,5 +392,7 @@ impl Helper {
         if let Some(places) = self.places() {
             places.trim(&self.clock);
         }
+        // A git that hangs is not left behind.
+        self.questions.wait_for_word(self.config.git_deadline, || self.parents.is_settled());
     }
 }

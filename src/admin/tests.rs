@@ -103,6 +103,9 @@ fn setup() -> Setup {
         realm: realm.id,
         scope: "<script>alert('x')</script>",
         commit: "c0ffee",
+        branch: "main",
+        default_branch: "main",
+        parents: &[],
     };
     cache.sessions().open(&opening).hit_upstream(10, 1500, 20);
     let workers = Workers::start(&cache);

@@ -59,7 +59,8 @@ mod tests {
     use futures_util::TryStreamExt;
 
     fn pieces(sizes: &[usize]) -> (Vec<u8>, Chunks) {
-        let whole: Vec<u8> = (0..sizes.iter().sum()).map(|n: usize| u8::try_from(n).unwrap()).collect();
+        let whole: Vec<u8> =
+            (0..sizes.iter().sum()).map(|n: usize| u8::try_from(n).unwrap()).collect();
         let mut rest = Bytes::from(whole.clone());
         let cut: Vec<_> = sizes.iter().map(|size| Ok(rest.split_to(*size))).collect();
         (whole, Box::pin(stream::iter(cut)))

@@ -1,7 +1,7 @@
 //! Sessions: the requests of one build, counted together.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::entry::{Found, Lookup, RealmId, Why};
 use crate::telemetry::metrics::{Counter, Gauge};
@@ -18,6 +18,10 @@ pub struct Session {
     pub realm: RealmId,
     pub scope: Arc<str>,
     pub commit: Arc<str>,
+    pub branch: Arc<str>,
+    pub default_branch: Arc<str>,
+    /// What the commit was made from; not known before a helper has said it.
+    pub parents: OnceLock<Vec<Arc<str>>>,
     pub started: Timestamp,
     /// When the last helper left, in seconds since 1970; zero while one is there.
     pub ended: Gauge,
@@ -66,6 +70,13 @@ impl Session {
         self.saved_ms.add(now.saved_ms.saturating_sub(before.saved_ms));
     }
 
+    /// The first word about them counts: all helpers of a session build one commit.
+    pub fn parents_are(&self, ids: &[String]) {
+        if !ids.is_empty() {
+            self.parents.get_or_init(|| ids.iter().map(|id| id.as_str().into()).collect());
+        }
+    }
+
     pub fn helper_came(&self) {
         self.helpers.inc();
         self.ended.set(0);
@@ -97,6 +108,10 @@ pub struct Opening<'a> {
     pub realm: RealmId,
     pub scope: &'a str,
     pub commit: &'a str,
+    pub branch: &'a str,
+    pub default_branch: &'a str,
+    /// Empty: not known yet.
+    pub parents: &'a [String],
 }
 
 impl Sessions {
@@ -109,6 +124,7 @@ impl Sessions {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |s: &&Arc<Session>| *s.id == *opening.id && s.realm == opening.realm;
         if let Some(found) = list.iter().find(same) {
+            found.parents_are(opening.parents);
             return found.clone();
         }
         if list.len() >= SESSIONS_MAX {
@@ -120,6 +136,9 @@ impl Sessions {
             realm: opening.realm,
             scope: opening.scope.into(),
             commit: opening.commit.into(),
+            branch: opening.branch.into(),
+            default_branch: opening.default_branch.into(),
+            parents: OnceLock::new(),
             started: self.clock.now(),
             ended: Gauge::default(),
             helpers: Counter::default(),
@@ -132,6 +151,7 @@ impl Sessions {
             saved_ms: Counter::default(),
             waited_ms: Counter::default(),
         });
+        session.parents_are(opening.parents);
         list.push_back(session.clone());
         session
     }
@@ -142,5 +162,32 @@ impl Sessions {
 
     pub fn any_live(&self) -> bool {
         self.list().iter().any(|session| session.is_live())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_known_from_whichever_helper_says_them_first() {
+        let sessions = Sessions::new(Clock::manual(Timestamp(0)));
+        let ids = ["a".to_owned(), "b".to_owned()];
+        let opening = Opening {
+            id: "s",
+            realm: RealmId([1; 16]),
+            scope: "app",
+            commit: "c",
+            branch: "feature",
+            default_branch: "main",
+            parents: &[],
+        };
+        let session = sessions.open(&opening);
+        assert_eq!((&*session.branch, &*session.default_branch), ("feature", "main"));
+        assert_eq!(session.parents.get(), None);
+        sessions.open(&Opening { parents: &ids, ..opening });
+        session.parents_are(&ids[..1]);
+        let known: Vec<&str> = session.parents.get().unwrap().iter().map(|id| &**id).collect();
+        assert_eq!(known, ids);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Failure, Outcome, link, out};
 use crate::config::{ClientConfig, Sources, raw};
-use crate::git::{self, Identity};
+use crate::git::{self, GitEnv, Identity};
 use crate::gocacheprog::c_env::CInputs;
 use crate::gocacheprog::{self, HelperConfig, Stdio};
 
@@ -75,6 +75,11 @@ fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperCon
         session: sources.text(SESSION).unwrap_or_else(|| session(&identity, parent())),
         scope,
         commit: identity.commit,
+        branch: identity.branch,
+        default_branch: identity.default_branch,
+        dir: PathBuf::from("."),
+        git_env: GitEnv::gather(&|name| sources.variable(name)),
+        git_deadline: git::PATIENCE,
         realms: gocacheprog::realms(upstream, &config.namespace, config.trust.as_deref()),
         // With settings that are wrong it would not start either.
         start: link::starting(config).filter(|_| is_right),

@@ -86,8 +86,6 @@ where
     conversation.close();
 }
 
-impl Frontend {}
-
 /// One helper's frames.
 struct Conversation {
     frontend: Frontend,
@@ -133,6 +131,12 @@ impl Conversation {
             Frame::Sees { store } => {
                 let sees = store && self.guest.is_local;
                 self.guest.sees_store.store(sees, Ordering::Relaxed);
+                true
+            }
+            Frame::Parents { ids } => {
+                if let Some(session) = &self.guest.session {
+                    session.parents_are(&ids);
+                }
                 true
             }
             Frame::Control(text) => self.control(&text),

@@ -1,13 +1,19 @@
 //! What CI systems say of the build in the environment. One table; the environment is passed in.
 
-use super::{name, object_id, scope_of_url};
+use super::{branch_name, name, object_id, scope_of_url};
 
 /// What a CI system says. None where it says nothing, or is none that is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ci {
-    /// `repository:job`.
-    pub scope: Option<String>,
+    pub repository: Option<String>,
+    /// The same from commit to commit and from branch to branch; another one for each part of a
+    /// job that is run in parallel.
+    pub job: Option<String>,
     pub commit: Option<String>,
+    /// That of the change, where a pull request is built.
+    pub branch: Option<String>,
+    /// The branch that the change is to go into, else the one that the repository builds on.
+    pub default_branch: Option<String>,
 }
 
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -16,22 +22,42 @@ type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 struct System {
     mark: &'static str,
     repository: fn(Variable<'_>) -> Option<String>,
-    job: &'static [&'static str],
+    job: fn(Variable<'_>) -> Option<String>,
+    /// Which of the parallel parts of a job it is, and of how many.
+    part: Option<[&'static str; 2]>,
     commit: &'static str,
+    branch: fn(Variable<'_>) -> Option<String>,
+    /// The first that is set counts.
+    default_branch: &'static [&'static str],
 }
 
 const SYSTEMS: [System; 5] = [
     System {
         mark: "GITHUB_REPOSITORY",
         repository: |variable| hosted(variable, "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"),
-        job: &["GITHUB_JOB"],
+        // Jobs of two workflows may have one name. What leg of a matrix it is, is not said.
+        job: |variable| joined(variable("GITHUB_WORKFLOW"), '/', variable("GITHUB_JOB")),
+        part: None,
         commit: "GITHUB_SHA",
+        branch: |variable| {
+            let is_tag = variable("GITHUB_REF_TYPE").is_some_and(|kind| kind == "tag");
+            // Of a pull request the second one says `12/merge`.
+            let pushed = || variable("GITHUB_REF_NAME").filter(|_| !is_tag);
+            variable("GITHUB_HEAD_REF").or_else(pushed)
+        },
+        default_branch: &["GITHUB_BASE_REF"],
     },
     System {
         mark: "CI_PROJECT_PATH",
         repository: |variable| hosted(variable, "CI_SERVER_URL", "CI_PROJECT_PATH"),
-        job: &["CI_JOB_NAME"],
+        job: |variable| variable("CI_JOB_NAME"),
+        part: Some(["CI_NODE_INDEX", "CI_NODE_TOTAL"]),
         commit: "CI_COMMIT_SHA",
+        branch: |variable| {
+            let change = variable("CI_MERGE_REQUEST_SOURCE_BRANCH_NAME");
+            change.or_else(|| variable("CI_COMMIT_BRANCH"))
+        },
+        default_branch: &["CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CI_DEFAULT_BRANCH"],
     },
     System {
         mark: "BUILDKITE",
@@ -39,8 +65,18 @@ const SYSTEMS: [System; 5] = [
             let from_url = variable("BUILDKITE_REPO").and_then(|url| scope_of_url(&url));
             from_url.or_else(|| variable("BUILDKITE_PIPELINE_SLUG"))
         },
-        job: &["BUILDKITE_STEP_KEY", "BUILDKITE_LABEL"],
+        job: |variable| variable("BUILDKITE_STEP_KEY").or_else(|| variable("BUILDKITE_LABEL")),
+        part: Some(["BUILDKITE_PARALLEL_JOB", "BUILDKITE_PARALLEL_JOB_COUNT"]),
         commit: "BUILDKITE_COMMIT",
+        // A tag is called a branch too.
+        branch: |variable| {
+            variable("BUILDKITE_BRANCH")
+                .filter(|name| variable("BUILDKITE_TAG").as_ref() != Some(name))
+        },
+        default_branch: &[
+            "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
+            "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
+        ],
     },
     System {
         mark: "CIRCLECI",
@@ -48,14 +84,20 @@ const SYSTEMS: [System; 5] = [
             let from_url = variable("CIRCLE_REPOSITORY_URL").and_then(|url| scope_of_url(&url));
             from_url.or_else(|| variable("CIRCLE_PROJECT_REPONAME"))
         },
-        job: &["CIRCLE_JOB"],
+        job: |variable| variable("CIRCLE_JOB"),
+        part: Some(["CIRCLE_NODE_INDEX", "CIRCLE_NODE_TOTAL"]),
         commit: "CIRCLE_SHA1",
+        branch: |variable| variable("CIRCLE_BRANCH"),
+        default_branch: &[],
     },
     System {
         mark: "JENKINS_URL",
         repository: |variable| variable("GIT_URL").and_then(|url| scope_of_url(&url)),
-        job: &["JOB_NAME"],
+        job: |variable| joined(jenkins_job(variable), '/', variable("STAGE_NAME")),
+        part: None,
         commit: "GIT_COMMIT",
+        branch: jenkins_branch,
+        default_branch: &["CHANGE_TARGET"],
     },
 ];
 
@@ -65,15 +107,79 @@ pub fn ci(variable: Variable<'_>) -> Ci {
     let Some(system) = SYSTEMS.iter().find(|system| get(system.mark).is_some()) else {
         return Ci::default();
     };
-    let job = system.job.iter().find_map(|job| get(job));
-    let scope = match ((system.repository)(&get), job) {
-        (Some(repository), Some(job)) => name(&format!("{repository}:{job}")),
-        (Some(only), None) | (None, Some(only)) => name(&only),
-        (None, None) => None,
+    let default_branch = system.default_branch.iter().find_map(|name| get(name));
+    Ci {
+        repository: (system.repository)(&get).and_then(|repository| name(&repository)),
+        job: part_of_job(system, &get).and_then(|job| name(&job)),
+        // Buildkite says `HEAD` where it does not know yet.
+        commit: get(system.commit).and_then(|commit| object_id(&commit)),
+        branch: (system.branch)(&get).and_then(|branch| branch_name(&branch)),
+        default_branch: default_branch.and_then(|branch| branch_name(&branch)),
+    }
+}
+
+/// Both with `between` between them, or the only one.
+pub(super) fn joined(a: Option<String>, between: char, b: Option<String>) -> Option<String> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(format!("{a}{between}{b}")),
+        (only, None) | (None, only) => only,
+    }
+}
+
+/// The job, with the number of its part where it has several.
+fn part_of_job(system: &System, variable: Variable<'_>) -> Option<String> {
+    let job = (system.job)(variable);
+    let Some([index, total]) = system.part.map(|names| names.map(variable)) else { return job };
+    let (Some(index), Some(total)) = (index, total) else { return job };
+    // GitLab's job names end like this already.
+    let is_named = job.as_ref().is_some_and(|job| job.ends_with(&format!("{index}/{total}")));
+    let is_part = total != "1" && !is_named;
+    joined(job, '#', is_part.then_some(index))
+}
+
+/// The job's name; that of a multibranch one less the branch, which is its last part.
+fn jenkins_job(variable: Variable<'_>) -> Option<String> {
+    let job = variable("JOB_NAME")?;
+    let whole = match (job.rsplit_once('/'), variable("BRANCH_NAME")) {
+        (Some((whole, last)), Some(branch)) if is_encoded(last, &branch) => whole.to_owned(),
+        _ => return Some(job),
     };
-    // Buildkite says `HEAD` where it does not know yet.
-    let commit = get(system.commit).and_then(|commit| object_id(&commit));
-    Ci { scope, commit }
+    Some(whole)
+}
+
+/// Whether `text` is `plain` with some of its bytes written as `%2F`.
+fn is_encoded(text: &str, plain: &str) -> bool {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let hex = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = hex.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte.filter(|_| *first == b'%') {
+            Some(byte) => {
+                decoded.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                decoded.push(*first);
+                rest = after;
+            }
+        }
+    }
+    decoded == plain.as_bytes()
+}
+
+fn jenkins_branch(variable: Variable<'_>) -> Option<String> {
+    if let Some(change) = variable("CHANGE_BRANCH") {
+        return Some(change);
+    }
+    if variable("TAG_NAME").is_some() {
+        return None;
+    }
+    let checked_out = || {
+        let name = variable("GIT_BRANCH")?;
+        Some(name.strip_prefix("origin/").unwrap_or(&name).to_owned())
+    };
+    variable("BRANCH_NAME").or_else(checked_out)
 }
 
 /// `host/path` from the variables that hold a server's URL and a path on it.

@@ -4,6 +4,9 @@ use std::process::Command;
 
 use super::*;
 
+mod ci;
+mod parents;
+
 /// Runs git in `dir`; None, said aloud, where there is no git.
 fn git(dir: &Path, args: &[&str]) -> Option<String> {
     let output = Command::new("git")
@@ -53,14 +56,74 @@ fn repositories_are_read_as_git_reads_them() {
 }
 
 #[test]
-fn a_clone_knows_the_default_branch() {
+fn the_default_branch_is_what_the_clone_says_or_the_usual_name() {
     let dir = tempfile::tempdir().unwrap();
     let Some(_) = git(dir.path(), &["init", "-q", "-b", "trunk", "a"]) else { return };
-    git(&dir.path().join("a"), &["commit", "-q", "--allow-empty", "-m", "one"]);
+    let a = dir.path().join("a");
+    assert_eq!(Checkout::find(&a).unwrap().default_branch(), None, "no remote");
+    git(&a, &["commit", "-q", "--allow-empty", "-m", "one"]);
+    git(&a, &["branch", "master"]);
     git(dir.path(), &["clone", "-q", "a", "b"]);
-    let clone = Checkout::find(&dir.path().join("b")).unwrap();
+    let b = dir.path().join("b");
+    let clone = Checkout::find(&b).unwrap();
     assert_eq!(clone.default_branch().as_deref(), Some("trunk"));
     assert_eq!(clone.scope().as_deref(), Some("a"));
+    git(&b, &["remote", "set-head", "origin", "--delete"]);
+    assert_eq!(clone.default_branch().as_deref(), Some("master"), "loose");
+    git(&b, &["pack-refs", "--all"]);
+    assert_eq!(clone.default_branch().as_deref(), Some("master"), "packed");
+    git(&b, &["update-ref", "refs/remotes/origin/main", "HEAD"]);
+    assert_eq!(clone.default_branch().as_deref(), Some("main"));
+}
+
+#[test]
+fn what_is_checked_out_goes_before_what_ci_says_and_a_change_knows_where_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_) = git(dir.path(), &["init", "-q", "-b", "trunk", "app"]) else { return };
+    let app = dir.path().join("app");
+    git(&app, &["commit", "-q", "--allow-empty", "-m", "one"]);
+    git(&app, &["update-ref", "refs/remotes/origin/main", "HEAD"]);
+    let id = git(&app, &["rev-parse", "HEAD"]).unwrap();
+    let other = "0123456789abcdef0123456789abcdef01234567";
+    let set = [
+        ("JENKINS_URL", "https://ci"),
+        ("JOB_NAME", "team/app/PR-7"),
+        ("BRANCH_NAME", "PR-7"),
+        ("CHANGE_BRANCH", "feature/x"),
+        ("CHANGE_TARGET", "release"),
+        ("GIT_COMMIT", other),
+    ];
+    let jenkins = variables(&set);
+    let identity = |variable: &dyn Fn(&str) -> Option<String>| {
+        let Identity { scope, commit, branch, default_branch } = identify(&app, variable);
+        (scope, commit, branch, default_branch)
+    };
+    let expected = |scope: &str, branch: &str, default_branch: &str| {
+        (scope.to_owned(), id.clone(), branch.to_owned(), default_branch.to_owned())
+    };
+    assert_eq!(identity(&|_| None), expected("app", "trunk", "main"));
+    assert_eq!(identity(&jenkins), expected("app:team/app", "trunk", "release"));
+    git(&app, &["checkout", "-q", "--detach"]);
+    assert_eq!(identity(&|_| None), expected("app", "", "main"));
+    assert_eq!(identity(&jenkins), expected("app:team/app", "feature/x", "release"));
+    let nowhere = identify(dir.path(), &jenkins);
+    assert_eq!((nowhere.scope.as_str(), nowhere.commit.as_str()), ("team/app", other));
+    assert_eq!(identify(dir.path(), &|_| None), Identity::default());
+}
+
+#[test]
+fn references_that_are_kept_elsewhere_are_not_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let git = dir.path().join(".git");
+    std::fs::create_dir(&git).unwrap();
+    std::fs::write(git.join("HEAD"), "ref: refs/heads/.invalid\n").unwrap();
+    let checkout = Checkout::find(dir.path()).unwrap();
+    assert_eq!((checkout.branch(), checkout.commit()), (None, None));
+}
+
+/// An environment of these variables.
+fn variables<'a>(known: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+    |name| known.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
 }
 
 #[test]
@@ -99,72 +162,5 @@ fn one_repository_has_one_scope_however_it_is_reached() {
     ];
     for (url, scope) in cases {
         assert_eq!(scope_of_url(url).as_deref(), scope, "{url}");
-    }
-}
-
-#[test]
-fn ci_systems_are_known_by_their_variables() {
-    let id = "0123456789abcdef0123456789abcdef01234567";
-    type Case<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>, Option<&'a str>);
-    let cases: [Case<'_>; 8] = [
-        (
-            &[
-                ("GITHUB_REPOSITORY", "team/app"),
-                ("GITHUB_SERVER_URL", "https://github.com"),
-                ("GITHUB_JOB", "test"),
-                ("GITHUB_SHA", id),
-            ],
-            Some("github.com/team/app:test"),
-            Some(id),
-        ),
-        (&[("GITHUB_REPOSITORY", "team/app"), ("GITHUB_JOB", "")], Some("team/app"), None),
-        (
-            &[
-                ("CI_PROJECT_PATH", "team/sub/app"),
-                ("CI_SERVER_URL", "https://gitlab.example.com"),
-                ("CI_JOB_NAME", "unit tests"),
-                ("CI_COMMIT_SHA", id),
-            ],
-            Some("gitlab.example.com/team/sub/app:unit tests"),
-            Some(id),
-        ),
-        (
-            &[
-                ("BUILDKITE", "true"),
-                ("BUILDKITE_REPO", "git@github.com:team/app.git"),
-                ("BUILDKITE_LABEL", "build"),
-                ("BUILDKITE_COMMIT", "HEAD"),
-            ],
-            Some("github.com/team/app:build"),
-            None,
-        ),
-        (
-            &[
-                ("CIRCLECI", "true"),
-                ("CIRCLE_REPOSITORY_URL", "https://github.com/team/app"),
-                ("CIRCLE_JOB", "test"),
-                ("CIRCLE_SHA1", id),
-            ],
-            Some("github.com/team/app:test"),
-            Some(id),
-        ),
-        (
-            &[("JENKINS_URL", "https://ci"), ("JOB_NAME", "app/main"), ("GIT_COMMIT", id)],
-            Some("app/main"),
-            Some(id),
-        ),
-        (&[("JOB_NAME", "not jenkins"), ("GIT_COMMIT", id)], None, None),
-        (&[], None, None),
-    ];
-    for (variables, scope, commit) in cases {
-        let variable = |name: &str| {
-            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
-        };
-        let found = ci(&variable);
-        assert_eq!(
-            (found.scope.as_deref(), found.commit.as_deref()),
-            (scope, commit),
-            "{variables:?}"
-        );
     }
 }

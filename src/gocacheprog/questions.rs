@@ -161,15 +161,17 @@ impl Questions {
         Ok(())
     }
 
-    /// Says something that needs no answer, if anybody listens.
-    pub(super) fn say(&self, frames: &[Frame]) {
+    /// Says something that needs no answer; false if nobody listens.
+    pub(super) fn say(&self, frames: &[Frame]) -> bool {
         let mut state = self.locked();
-        if state.link == Link::Up && state.outbox_frames < OUTBOX_MAX {
+        let is_heard = state.link == Link::Up && state.outbox_frames < OUTBOX_MAX;
+        if is_heard {
             for frame in frames {
                 state.push(frame);
             }
             self.outgoing.notify_one();
         }
+        is_heard
     }
 
     pub(super) fn up(&self, now: Duration) {

@@ -34,9 +34,10 @@ const NEWS_EVERY: Duration = Duration::from_secs(5);
 
 /// Keeps a connection for as long as the helper lives.
 pub(super) fn keep_connected(helper: &Arc<Helper>) {
-    let hello = hello(helper);
+    let mut hello = hello(helper);
     let mut starts_left = if helper.config.start.is_some() { STARTS_MAX } else { 0 };
     loop {
+        hello.parents = helper.parents.for_hello();
         match client::connect(&helper.config.address, &hello, HELLO_MAX) {
             Ok(connection) => {
                 helper.welcomed(&connection.welcome);
@@ -97,6 +98,9 @@ fn hello(helper: &Helper) -> Hello {
         session: config.session.clone(),
         scope: config.scope.clone(),
         commit: config.commit.clone(),
+        branch: config.branch.clone(),
+        default_branch: config.default_branch.clone(),
+        parents: Vec::new(),
     }
 }
 
@@ -109,6 +113,7 @@ fn talk(helper: &Arc<Helper>, connection: Connection) {
         return;
     }
     helper.connected(ender);
+    helper.parents.tell(&helper.questions);
     let shared = helper.clone();
     let Ok(thread) = tasks::thread("to daemon", move || write(&shared, &mut writer)) else {
         return;

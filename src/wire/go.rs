@@ -27,6 +27,10 @@ pub const PROTOCOL: u32 = 1;
 pub const FRAME_MAX: usize = 1 << 20;
 pub const PIECE_MAX: usize = 256 << 10;
 
+/// Longest name of a branch, in bytes, and most parents that a daemon hears.
+const NAME_MAX: usize = 256;
+const PARENTS_MAX: usize = 8;
+
 /// Who connects, and as what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -57,6 +61,34 @@ pub struct Hello {
     pub scope: String,
     #[serde(default)]
     pub commit: String,
+    #[serde(default)]
+    pub branch: String,
+    #[serde(default)]
+    pub default_branch: String,
+    /// Of the commit, if they are known by now; see `Frame::Parents`.
+    #[serde(default)]
+    pub parents: Vec<String>,
+}
+
+impl Hello {
+    /// Cuts what is longer than any branch need be: a daemon keeps it for as long as the session.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut hello: Self = serde_json::from_slice(bytes).ok()?;
+        for name in [&mut hello.branch, &mut hello.default_branch] {
+            let fits = |len: &usize| name.is_char_boundary(*len);
+            name.truncate((0..=NAME_MAX.min(name.len())).rfind(fits).unwrap_or(0));
+        }
+        hello.parents = bounded(hello.parents);
+        Some(hello)
+    }
+}
+
+/// The first parents; what is no object's id is none.
+fn bounded(ids: Vec<String>) -> Vec<String> {
+    let is_id = |id: &String| {
+        matches!(id.len(), 40 | 64) && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    ids.into_iter().filter(is_id).take(PARENTS_MAX).collect()
 }
 
 /// The daemon's answer to `Hello`.
@@ -157,6 +189,10 @@ pub enum Frame {
     /// daemon's store and may write there. Without it the daemon takes it that it does.
     Sees {
         store: bool,
+    },
+    /// Said once by a helper that has found the parents of its commit after its `Hello`.
+    Parents {
+        ids: Vec<String>,
     },
     /// Questions and answers of the control client, JSON.
     Control(String),

@@ -76,7 +76,15 @@ impl Frontend {
     pub(super) fn session(&self, hello: &Hello, realm: RealmId) -> Arc<Session> {
         let derived = format!("{}@{}", hello.scope, hello.commit);
         let id = if hello.session.is_empty() { &derived } else { &hello.session };
-        let opening = Opening { id, realm, scope: &hello.scope, commit: &hello.commit };
+        let opening = Opening {
+            id,
+            realm,
+            scope: &hello.scope,
+            commit: &hello.commit,
+            branch: &hello.branch,
+            default_branch: &hello.default_branch,
+            parents: &hello.parents,
+        };
         self.inner.cache.sessions().open(&opening)
     }
 

@@ -295,3 +295,47 @@ fn a_warm_get_needs_no_daemon() {
     go.close();
     go.end();
 }
+
+#[test]
+fn nobody_waits_for_git_and_the_daemon_hears_what_it_says() {
+    let id = "0123456789abcdef0123456789abcdef01234567";
+    let (tell, told) = std::sync::mpsc::channel();
+    let (dir, daemon) = with_daemon(move |daemon| {
+        assert_eq!((daemon.hello.commit.as_str(), daemon.hello.branch.as_str()), (id, "feature"));
+        assert_eq!((daemon.hello.default_branch.as_str(), daemon.hello.parents.len()), ("main", 0));
+        daemon.welcome(|_| {});
+        assert_eq!(daemon.hear(), Some(Frame::Sees { store: true }));
+        let Some(Frame::Get { id: asked, .. }) = daemon.hear() else { panic!("no get") };
+        daemon.say(Frame::Miss { id: asked, why: 0 });
+        // Only now does git get to answer.
+        let Some(Frame::Put { id: put, .. }) = daemon.hear() else { panic!("no put") };
+        daemon.say(Frame::Done { id: put, stored: true });
+        std::fs::write(daemon.store.join("go on"), "").unwrap();
+        assert_eq!(daemon.hear(), Some(Frame::Parents { ids: vec![id.to_owned()] }));
+        tell.send(()).unwrap();
+        daemon.hear()
+    });
+    let root = dir.path().to_owned();
+    std::fs::create_dir(root.join(".git")).unwrap();
+    std::fs::write(root.join(".git/HEAD"), id).unwrap();
+    let script = format!(
+        "#!/bin/sh\nuntil test -e '{}'; do /bin/sleep 0.01; done\nprintf 'tree x\\nparent {id}\\n'\n",
+        root.join("store/go on").display()
+    );
+    std::fs::write(root.join("git"), script).unwrap();
+    std::fs::set_permissions(root.join("git"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let mut go = Bench::start(dir, |config| {
+        config.commit = id.into();
+        config.branch = "feature".into();
+        config.default_branch = "main".into();
+        let path = root.into_os_string();
+        config.git_env = GitEnv::gather(&|name| (name == "PATH").then(|| path.clone()));
+    });
+    assert_eq!(go.get(A)["Miss"], true);
+    go.put_right(A, b"built");
+    told.recv().unwrap();
+    go.close();
+    assert_eq!(daemon.join().unwrap(), None);
+    go.end();
+}

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use serde::Serialize;
 
-use crate::wire::go::{ENTRY_LEN, Entry, FRAME_MAX, Frame, FrameError};
+use crate::wire::go::{ENTRY_LEN, Entry, FRAME_MAX, Frame, FrameError, Hello, bounded};
 
 impl Frame {
     const fn tag(&self) -> u8 {
@@ -25,6 +25,7 @@ impl Frame {
             Self::Control(_) => 20,
             Self::ControlReply(_) => 21,
             Self::Sees { .. } => 22,
+            Self::Parents { .. } => 23,
         }
     }
 
@@ -38,6 +39,7 @@ impl Frame {
             Self::Welcome(welcome) => put_json(out, welcome),
             Self::Refused(refused) => put_json(out, refused),
             Self::Report(report) => put_json(out, report),
+            Self::Parents { ids } => put_json(out, ids),
             Self::Control(text) | Self::ControlReply(text) => {
                 out.extend_from_slice(text.as_bytes())
             }
@@ -87,7 +89,7 @@ impl Frame {
     fn decode_payload(tag: u8, rest: &[u8]) -> Option<Self> {
         let mut cursor = Cursor(rest);
         let frame = match tag {
-            1 => return serde_json::from_slice(rest).ok().map(Self::Hello),
+            1 => return Hello::decode(rest).map(Self::Hello),
             2 => return serde_json::from_slice(rest).ok().map(Self::Welcome),
             3 => return serde_json::from_slice(rest).ok().map(Self::Refused),
             19 => return serde_json::from_slice(rest).ok().map(Self::Report),
@@ -109,6 +111,10 @@ impl Frame {
             18 => {
                 let (actions, rest) = rest.as_chunks::<32>();
                 return rest.is_empty().then(|| Self::Used { actions: actions.to_vec() });
+            }
+            23 => {
+                let ids = serde_json::from_slice(rest).ok()?;
+                return Some(Self::Parents { ids: bounded(ids) });
             }
             22 => Self::Sees { store: cursor.u8()? != 0 },
             _ => return None,
@@ -196,7 +202,7 @@ impl Cursor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::go::{Hello, Report};
+    use crate::wire::go::Report;
     use proptest::prelude::*;
 
     fn any_entry() -> impl Strategy<Value = Entry> {
@@ -239,6 +245,7 @@ mod tests {
             prop::collection::vec(any::<[u8; 32]>(), 0..9)
                 .prop_map(|actions| Frame::Used { actions }),
             any::<bool>().prop_map(|store| Frame::Sees { store }),
+            prop::collection::vec("[0-9a-f]{40}", 0..9).prop_map(|ids| Frame::Parents { ids }),
             ".{0,80}".prop_map(Frame::Control),
             ".{0,80}".prop_map(Frame::ControlReply),
             ".{0,20}".prop_map(|session| Frame::Hello(Hello { session, ..Hello::default() })),
@@ -263,6 +270,31 @@ mod tests {
             let _ = Frame::decode(&bytes);
             let _ = Frame::read(&mut &bytes[..]);
         }
+    }
+
+    #[test]
+    fn what_a_hello_says_too_much_is_cut() {
+        let id = "a".repeat(40);
+        let mut parents = vec!["../x".to_owned(), "a".repeat(41), String::new()];
+        parents.extend(vec![id.clone(); 20]);
+        let branch = "é".repeat(400);
+        let hello = Hello { branch: format!("x{branch}"), parents, ..Hello::default() };
+        let mut bytes = Vec::new();
+        Frame::Hello(hello).encode(&mut bytes);
+        Frame::Parents { ids: vec![id.clone(); 9] }.encode(&mut bytes);
+        let mut bytes = &bytes[..];
+        let Ok(Some(Frame::Hello(heard))) = Frame::read(&mut bytes) else { panic!("hello?") };
+        assert_eq!(heard.branch.len(), 255);
+        assert_eq!(heard.parents, vec![id.clone(); 8]);
+        assert_eq!(Frame::read(&mut bytes).unwrap(), Some(Frame::Parents { ids: vec![id; 8] }));
+    }
+
+    #[test]
+    fn a_hello_of_before_branches_is_understood() {
+        let json = br#"{"protocol":1,"version":"0","role":"go","pid":1}"#;
+        let bytes = [&[1], &json[..]].concat();
+        let Ok(Frame::Hello(hello)) = Frame::decode(&bytes) else { panic!("hello?") };
+        assert_eq!((hello.branch.as_str(), hello.parents.len()), ("", 0));
     }
 
     #[test]
