@@ -1,7 +1,17 @@
 //! Decisions, as pure functions: what is taken in, what goes upstream, what may be asked for there.
+//!
+//! Whether a build waits for the network is decided in `ask`, by what `statistics` has learnt of the
+//! upstream and what `group` knows of keys that belong together.
 
 use crate::cache::{ClassRule, Share};
 use crate::entry::{Class, Kind};
+
+pub mod ask;
+pub mod group;
+pub mod statistics;
+
+#[cfg(test)]
+mod simulator;
 
 /// The largest body that is taken in.
 pub const BODY_MAX: u64 = 64 << 30;

@@ -1,0 +1,179 @@
+//! What the decisions come to over a whole build: never slower for asking, hardly slower than asking
+//! for everything where everything is there, and faster than both where some of it is.
+//!
+//! One play of `go build std cmd`, in seconds, two lanes, a gigabit, 0.6 of the packages there:
+//!
+//! ```text
+//!           never   always   no manifest   half listed   listed   streamed
+//!   5 ms    161.3     79.7          77.9          82.8     75.6       73.8
+//!  20 ms    161.3     96.1          91.0          88.8     79.5       73.8
+//!  50 ms    161.3    128.9         113.2         103.5     85.7       73.8
+//! ```
+
+use super::*;
+
+const SESSION: &str = include_str!("../../../../tests/fixtures/sessions/go_build_std_cmd.txt");
+const LANES: [usize; 2] = [2, 16];
+const MANIFESTS: [Manifest; 4] =
+    [Manifest::None, Manifest::Lists(0.5), Manifest::Lists(1.0), Manifest::Stale];
+const GRACE_MS: f64 = 1000.0;
+
+const fn well(latency_ms: f64, there: f64) -> Upstream {
+    Upstream::Well { latency_ms, bytes_per_ms: 125_000.0, there }
+}
+
+/// Plays every combination, beside never asking and always asking.
+fn compare(
+    upstreams: &[Upstream],
+    manifests: &[Manifest],
+    check: impl Fn(&str, Outcome, Outcome, Outcome),
+) {
+    let rows = session(SESSION);
+    for lanes in LANES {
+        for upstream in upstreams {
+            let never = play(&rows, *upstream, Policy::Never, lanes);
+            let always = play(&rows, *upstream, Policy::Always, lanes);
+            for manifest in manifests {
+                let larder = play(&rows, *upstream, Policy::Larder(*manifest), lanes);
+                let name = format!(
+                    "{lanes} lanes, {upstream:?}, {manifest:?}:\nnever {never:?}\nalways \
+                     {always:?}\nlarder {larder:?}\n"
+                );
+                assert!(larder.waited_ms <= larder.saved_ms + 1000, "promise 9: {name}");
+                check(&name, never, always, larder);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_recorded_session_is_what_it_says() {
+    let rows = session(SESSION);
+    let lookups: usize = rows.iter().map(|row| 1 + row.subkey_bytes.len()).sum();
+    assert_eq!((rows.len(), lookups), (1636, 2551));
+    let cost_ms: u64 = rows.iter().map(|row| u64::from(row.cost_ms)).sum();
+    assert!((320_000..325_000).contains(&cost_ms), "{cost_ms}");
+}
+
+#[test]
+fn a_play_comes_out_the_same_every_time() {
+    let rows = session(SESSION);
+    let once = || play(&rows, well(20.0, 0.6), Policy::Larder(Manifest::Lists(0.5)), 16);
+    assert_eq!(format!("{:?}", once()), format!("{:?}", once()));
+}
+
+#[test]
+fn where_there_is_nothing_to_gain_a_second_is_all_that_is_waited() {
+    let mut upstreams = vec![Upstream::Dead, Upstream::BlackHole, Upstream::Trickle];
+    upstreams.extend([1.0, 5.0, 20.0, 50.0, 100.0].map(|latency_ms| well(latency_ms, 0.0)));
+    compare(&upstreams, &MANIFESTS, |name, never, _, larder| {
+        assert!(larder.waited_ms <= 1000, "{name}");
+        assert!(larder.wall_ms <= never.wall_ms + GRACE_MS, "{name}");
+    });
+}
+
+#[test]
+fn where_all_is_known_to_be_new_hardly_anything_is_asked() {
+    compare(
+        &[well(20.0, 0.0), Upstream::BlackHole],
+        &[Manifest::Lists(1.0)],
+        |name, _, _, larder| {
+            assert_eq!((larder.waited_ms, larder.questions), (0, 0), "{name}");
+            assert!((20..40).contains(&larder.probes), "{name}");
+        },
+    );
+}
+
+#[test]
+fn where_everything_is_there_and_listed_asking_costs_nothing_beside_asking_always() {
+    let upstreams = [5.0, 20.0, 50.0, 100.0].map(|latency_ms| well(latency_ms, 1.0));
+    let manifests = [Manifest::Lists(1.0), Manifest::Streams];
+    compare(&upstreams, &manifests, |name, never, always, larder| {
+        assert!(larder.wall_ms <= never.wall_ms / 2.0, "{name}");
+        assert!(larder.wall_ms <= always.wall_ms * 1.05, "{name}");
+    });
+}
+
+#[test]
+fn where_everything_is_there_and_nobody_knows_no_build_is_slower_than_without() {
+    let upstreams = [5.0, 20.0, 50.0, 100.0].map(|latency_ms| well(latency_ms, 1.0));
+    let manifests = [Manifest::None, Manifest::Lists(0.5)];
+    compare(&upstreams, &manifests, |name, never, _, larder| {
+        assert!(larder.wall_ms <= never.wall_ms, "{name}");
+    });
+}
+
+#[test]
+fn on_two_cores_it_is_as_fast_as_asking_always_even_if_nobody_knows() {
+    let rows = session(SESSION);
+    for latency_ms in [5.0, 20.0, 50.0, 100.0] {
+        for manifest in [Manifest::None, Manifest::Lists(0.5)] {
+            let always = play(&rows, well(latency_ms, 1.0), Policy::Always, 2);
+            let larder = play(&rows, well(latency_ms, 1.0), Policy::Larder(manifest), 2);
+            assert!(
+                larder.wall_ms <= always.wall_ms * 1.05,
+                "{latency_ms} {manifest:?} {larder:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn where_some_is_there_it_is_faster_than_asking_always_and_never() {
+    let upstreams =
+        [well(20.0, 0.3), well(20.0, 0.6), well(50.0, 0.3), well(50.0, 0.6), well(100.0, 0.6)];
+    compare(
+        &upstreams,
+        &[Manifest::Lists(1.0), Manifest::Streams],
+        |name, never, always, larder| {
+            assert!(larder.wall_ms < never.wall_ms * 0.95, "{name}");
+            assert!(larder.wall_ms < always.wall_ms, "{name}");
+        },
+    );
+    let upstreams = [well(20.0, 0.3), well(20.0, 0.6), well(50.0, 0.6)];
+    let rows = session(SESSION);
+    for upstream in upstreams {
+        let [never, always] = [Policy::Never, Policy::Always].map(|p| play(&rows, upstream, p, 2));
+        for manifest in [Manifest::None, Manifest::Lists(0.5)] {
+            let larder = play(&rows, upstream, Policy::Larder(manifest), 2);
+            let best = never.wall_ms.min(always.wall_ms);
+            assert!(larder.wall_ms < best, "{upstream:?} {manifest:?} {larder:?} {best}");
+        }
+    }
+}
+
+#[test]
+fn no_build_is_slower_for_an_upstream_that_dies_in_the_middle() {
+    let upstreams = [500.0, 3_000.0].map(|after_ms| Upstream::Dies { after_ms });
+    let manifests = [Manifest::None, Manifest::Lists(1.0), Manifest::Stale];
+    compare(&upstreams, &manifests, |name, never, _, larder| {
+        assert!(larder.wall_ms <= never.wall_ms + GRACE_MS, "{name}");
+    });
+}
+
+#[test]
+fn what_a_session_has_learnt_spares_the_next_one() {
+    let rows = session(SESSION);
+    for upstream in [Upstream::Dead, Upstream::BlackHole, Upstream::Trickle, well(20.0, 0.0)] {
+        let policy = Policy::Larder(Manifest::None);
+        let mut first = Game::new(&rows, upstream, policy, 2);
+        let waited_ms = first.run().waited_ms;
+        let mut second = Game::new(&rows, upstream, policy, 2);
+        second.statistics = Statistics::decode(&first.statistics.encode()).unwrap();
+        let outcome = second.run();
+        let spared = outcome.waited_ms < waited_ms / 2 && outcome.waited_ms < 100;
+        assert!(spared, "{upstream:?} {waited_ms} {outcome:?}");
+    }
+}
+
+#[test]
+fn an_upstream_that_comes_back_is_noticed() {
+    let rows = session(SESSION);
+    let policy = Policy::Larder(Manifest::None);
+    let mut before = Game::new(&rows, well(5.0, 0.0), policy, 2);
+    before.run();
+    let mut after = Game::new(&rows, well(5.0, 1.0), policy, 2);
+    after.statistics = before.statistics.clone();
+    let outcome = after.run();
+    assert!(outcome.hits > 300, "{outcome:?}");
+}
