@@ -4,7 +4,7 @@
 //! it is given and understands none of it; distance and bandwidth are `benches/support/wan.rs`'s.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -14,6 +14,10 @@ use larder::units::Clock;
 
 use super::PATIENCE;
 use super::http::{self, Request};
+
+mod answer;
+
+use answer::Answer;
 
 /// What is wrong with the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,80 +268,6 @@ impl State {
     }
 }
 
-/// An answer on its way out. What is announced and what is sent may differ: that is a fault.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    extra: String,
-    announced: usize,
-    body: Vec<u8>,
-    /// Pause before each byte.
-    pace: Option<Duration>,
-    /// The connection ends after so many bytes of head and body.
-    cut: Option<usize>,
-}
-
-impl Answer {
-    fn status(status: u16) -> Self {
-        let none = Vec::new();
-        Self { status, extra: String::new(), announced: 0, body: none, pace: None, cut: None }
-    }
-
-    fn with(request: &Request, body: &[u8]) -> Self {
-        let mut answer = Self::status(200);
-        answer.body = body.to_vec();
-        if request.header("range").is_some() {
-            let Some((from, to)) = request.range(body.len()) else {
-                return Self::status(416);
-            };
-            answer.status = 206;
-            let last = to - 1;
-            answer.extra = format!("Content-Range: bytes {from}-{last}/{}\r\n", body.len());
-            answer.body = body[from..to].to_vec();
-        }
-        answer.announced = answer.body.len();
-        if request.method == "HEAD" {
-            answer.body.clear();
-        }
-        answer
-    }
-
-    /// Spoils the right answer.
-    fn spoil(mut self, fault: &Fault) -> Self {
-        let half = self.body.len() / 2;
-        match fault {
-            Fault::Refuse | Fault::BlackHole | Fault::SlowFirstByte(_) => {}
-            Fault::Status(status) => self = Self::status(*status),
-            Fault::Redirect(to) => {
-                self = Self::status(302);
-                self.extra = format!("Location: {to}\r\n");
-            }
-            Fault::Trickle(pace) => self.pace = Some(*pace),
-            Fault::CloseMidBody => self.cut = Some(self.head().len().saturating_sub(1) + half),
-            Fault::WrongBytes => {
-                if let Some(byte) = self.body.get_mut(half) {
-                    *byte ^= 1;
-                }
-            }
-            Fault::Truncated => {
-                self.body.truncate(half);
-                self.announced = half;
-            }
-        }
-        self
-    }
-
-    fn head(&self) -> String {
-        let Self { status, extra, announced, .. } = self;
-        // A 204 has no length; some clients insist on that.
-        let length = match status {
-            204 => String::new(),
-            _ => format!("Content-Length: {announced}\r\n"),
-        };
-        format!("HTTP/1.1 {status} -\r\n{extra}{length}\r\n")
-    }
-}
-
 fn accept(shared: &Arc<Shared>) {
     let mut handlers: Vec<JoinHandle<()>> = Vec::new();
     loop {
@@ -405,7 +335,7 @@ fn converse(shared: &Shared, stream: TcpStream) -> io::Result<()> {
                 return Ok(());
             }
         }
-        write(shared, &mut output, method, fault.as_ref(), &answer)?;
+        answer::write(shared, &mut output, method, fault.as_ref(), &answer)?;
         if answer.cut.is_some() || request.header("connection") == Some("close") {
             return Ok(());
         }
@@ -429,30 +359,6 @@ fn keeps_waiting(shared: &Shared, method: &str, fault: &Fault) -> bool {
         | Fault::Truncated
         | Fault::Redirect(_) => true,
     }
-}
-
-fn write(
-    shared: &Shared,
-    output: &mut TcpStream,
-    method: &str,
-    fault: Option<&Fault>,
-    answer: &Answer,
-) -> io::Result<()> {
-    let mut bytes = answer.head().into_bytes();
-    let head = if answer.body.is_empty() { 0 } else { bytes.len() };
-    bytes.extend_from_slice(&answer.body);
-    bytes.truncate(answer.cut.unwrap_or(bytes.len()));
-    let (Some(pace), Some(fault)) = (answer.pace, fault) else {
-        return output.write_all(&bytes);
-    };
-    output.write_all(&bytes[..head])?;
-    for byte in &bytes[head..] {
-        if !shared.hold(method, fault, pace) {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        output.write_all(std::slice::from_ref(byte))?;
-    }
-    Ok(())
 }
 
 /// Listens on a port that the socket keeps while it is shut. Linux keeps it only if it was asked for

@@ -1,0 +1,130 @@
+//! What falls, hangs or is missing in the midst of a build: it is green, and its output is right.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Machine, assert_asked, native, number, write_module};
+use crate::support::cache_server::{CacheServer, Fault};
+use crate::support::install;
+use crate::support::wait_for;
+
+#[test]
+fn whatever_is_wrong_upstream_the_build_is_green_and_right() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let central = CacheServer::start();
+    let a = Machine::new(&go);
+    let daemon = a.home.daemon(&["--upstream", &central.url()]);
+    let (expected, _) = a.build(dir.path());
+    daemon.flush();
+    drop(daemon);
+    let faults = [
+        ("refused", Fault::Refuse),
+        ("black hole", Fault::BlackHole),
+        ("500", Fault::Status(500)),
+        ("429", Fault::Status(429)),
+        ("a byte a second", Fault::Trickle(Duration::from_secs(1))),
+        ("closing mid-body", Fault::CloseMidBody),
+        ("wrong bytes", Fault::WrongBytes),
+        ("truncated", Fault::Truncated),
+        ("redirecting", Fault::Redirect("http://127.0.0.1:9/".into())),
+        ("full", Fault::Status(507)),
+    ];
+    for (what, fault) in faults {
+        let b = Machine::new(&go);
+        let daemon = b.home.daemon(&["--upstream", &central.url()]);
+        central.set_fault(fault);
+        let (program, _) = b.build(dir.path());
+        assert!(program == expected, "{what}");
+        assert_asked(&daemon, 0);
+        let report = daemon.control(&serde_json::json!({"op": "verify"}));
+        assert_eq!(report["bad_entries"], 0, "{what}");
+        central.heal();
+        let c = Machine::new(&go);
+        drop(daemon);
+        let daemon = c.home.daemon(&["--upstream", &central.url()]);
+        let (program, said) = c.build(dir.path());
+        assert!(program == expected, "{what}: afterwards");
+        assert_eq!(said, "", "{what}: what is upstream is whole");
+        drop(daemon);
+    }
+}
+
+#[test]
+fn a_daemon_killed_in_mid_build_costs_nothing_but_time() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let expected = native(&go, dir.path());
+    let central = CacheServer::start();
+    let machine = Machine { upstream: Some(central.url()), ..Machine::new(&go) };
+    let daemon = machine.home.daemon(&["--upstream", &central.url()]);
+    let program = machine.home.path().join("program");
+    let child = machine
+        .command(dir.path(), &["build", "-o", program.to_str().unwrap(), "."])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("puts", || (number(&daemon.stats(), &["requests", "go", "puts"]) > 15).then_some(()));
+    daemon.kill();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(&program).unwrap() == expected);
+    // The helper may have started another daemon; it is of this home, and is asked to end.
+    let _ = machine.home.larder(&["stop"]).output().unwrap();
+    let daemon = wait_for("the store to be free", || {
+        let free = machine.home.larder(&["stats"]).output().unwrap().status.code() == Some(4);
+        free.then(|| machine.home.daemon(&["--upstream", &central.url()]))
+    });
+    wait_for("the spool to be adopted", || {
+        let left = fs::read_dir(machine.home.store().join("spool")).unwrap().count();
+        (left == 0).then_some(())
+    });
+    let (program, said) = machine.build(dir.path());
+    assert!(program == expected);
+    assert_eq!(said, "", "everything was kept");
+    daemon.flush();
+    let b = Machine::new(&go);
+    let daemon = b.home.daemon(&["--upstream", &central.url()]);
+    let (_, said) = b.build(dir.path());
+    assert_eq!(said, "", "and everything arrived");
+    assert_asked(&daemon, 0);
+}
+
+#[test]
+fn a_build_starts_the_daemon_that_it_needs() {
+    let Some(go) = install::go(install::GO_1_26) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let machine = Machine::new(&go);
+    machine.build(dir.path());
+    let stats = machine.home.larder(&["stats", "--json"]).output().unwrap();
+    let stats: Value = serde_json::from_slice(&stats.stdout).unwrap();
+    assert!(number(&stats, &["requests", "go", "puts"]) > 10, "{stats}");
+    let (_, said) = machine.build(dir.path());
+    assert_eq!(said, "");
+    let stop = machine.home.larder(&["stop"]).output().unwrap();
+    assert_eq!(stop.status.code(), Some(0));
+}
+
+#[test]
+fn without_a_daemon_that_can_start_the_build_is_green() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let expected = native(&go, dir.path());
+    let machine = Machine::new(&go);
+    let program = machine.home.path().join("program");
+    let output = machine
+        .command(dir.path(), &["build", "-o", program.to_str().unwrap(), "."])
+        // Not a directory: neither a store nor a daemon can be there.
+        .env("LARDER_STORE", "/dev/null/store")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(program).unwrap() == expected);
+}
