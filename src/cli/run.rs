@@ -5,7 +5,6 @@
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -16,6 +15,8 @@ use super::summary::Summary;
 use super::{Failure, Outcome, USAGE, client_of, duration_of, env, link, out};
 use crate::config::{self, ClientConfig};
 use crate::units::Clock;
+
+mod child;
 
 /// larder itself could not start the command.
 const NOT_STARTED: u8 = 125;
@@ -44,7 +45,7 @@ pub(super) fn run(matches: &ArgMatches) -> Outcome {
     if let Err(problem) = link::ensure(&config) {
         out::say(&format!("{problem}; the command runs with what this machine has"));
     }
-    let code = code_of(wait_for(&mut command)?);
+    let code = code_of(child::wait_for(&mut command)?);
     if let Some(within) = flush {
         wait_for_uploads(&config, within);
     }
@@ -76,7 +77,7 @@ fn run_without(matches: &ArgMatches, failure: &Failure) -> Outcome {
     for secret in config::secret_names() {
         command.env_remove(secret);
     }
-    Ok(code_of(wait_for(&mut command)?))
+    Ok(code_of(child::wait_for(&mut command)?))
 }
 
 fn plain_command(matches: &ArgMatches) -> Command {
@@ -102,23 +103,6 @@ fn command_of(matches: &ArgMatches, config: &ClientConfig, session: &str) -> Com
         Err(problem) => out::say(&problem),
     }
     command
-}
-
-/// Waits for the command. Ctrl-C reaches it too, as it is in our process group; we stay to tell how
-/// it ended.
-fn wait_for(command: &mut Command) -> Result<ExitStatus, Failure> {
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGQUIT] {
-        // A handler, unlike an ignored signal, does not outlive the exec of the command.
-        let _ = signal_hook::flag::register(signal, Arc::default());
-    }
-    let program = command.get_program().to_string_lossy().into_owned();
-    command.status().map_err(|error| {
-        let why = match error.kind() {
-            std::io::ErrorKind::NotFound => "no such program, here or in PATH".to_owned(),
-            _ => error.to_string(),
-        };
-        Failure::new(NOT_STARTED, format!("cannot run `{program}`: {why}"))
-    })
 }
 
 /// As shells tell it: 128 and the signal for a command that was killed.

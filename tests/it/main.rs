@@ -15,5 +15,6 @@ mod curl;
 mod demo;
 mod outage;
 mod proxy;
+mod run;
 mod semantics;
 mod tidy;
