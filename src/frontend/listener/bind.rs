@@ -55,11 +55,13 @@ pub struct Bound {
 /// Binds every listener. The default port may be somebody else's: then the socket serves alone.
 pub async fn bind(config: &Config) -> Result<Bound, BindError> {
     let tls = config.tls.as_ref().map(|(cert, key)| tls_acceptor(cert, key)).transpose()?;
-    let mut bound = Bound { listeners: vec![bind_unix(&config.socket)?], tls, http: Vec::new() };
+    let is_shared = !config.allow_uid.is_empty();
+    let mut bound =
+        Bound { listeners: vec![bind_unix(&config.socket, is_shared)?], tls, http: Vec::new() };
     for listen in &config.listen {
         match listen {
             Listen::Unix(path) if *path == config.socket => {}
-            Listen::Unix(path) => bound.listeners.push(bind_unix(path)?),
+            Listen::Unix(path) => bound.listeners.push(bind_unix(path, is_shared)?),
             Listen::Tcp(at) => match TcpListener::bind(at).await {
                 Ok(listener) => {
                     if let Ok(at) = listener.local_addr() {
@@ -83,11 +85,11 @@ pub async fn bind(config: &Config) -> Result<Bound, BindError> {
     Ok(bound)
 }
 
-fn bind_unix(path: &Path) -> Result<Listener, BindError> {
+/// With `is_shared`, others may reach the socket, and who they are is looked at when they connect.
+fn bind_unix(path: &Path, is_shared: bool) -> Result<Listener, BindError> {
     let io = |source| BindError::Unix { path: path.to_owned(), source };
     if let Some(dir) = path.parent() {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(io)?;
+        prepare_dir(dir, is_shared).map_err(io)?;
         let owner = std::fs::metadata(dir).map_err(io)?.uid();
         let uid = rustix::process::geteuid().as_raw();
         // In a directory of somebody else, the socket could be swapped under our clients' feet.
@@ -103,9 +105,29 @@ fn bind_unix(path: &Path) -> Result<Listener, BindError> {
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(io)?;
-    let private = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(path, private).map_err(io)?;
+    let mode = if is_shared { 0o666 } else { 0o600 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io)?;
     Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+}
+
+/// A directory that we make lets others through if the socket is shared. One that is there stays as
+/// it is: it may hold more than our socket.
+fn prepare_dir(dir: &Path, is_shared: bool) -> io::Result<()> {
+    let is_new = !dir.exists();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if !is_shared {
+        return Ok(());
+    }
+    if is_new {
+        return std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711));
+    }
+    if std::fs::metadata(dir)?.mode() & 0o011 == 0 {
+        tracing::warn!(
+            "{} lets no other user through to the socket: chmod o+x, or name another with --socket",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 fn tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, BindError> {
