@@ -13,6 +13,7 @@ mod support;
 mod crash;
 mod curl;
 mod demo;
+mod doors;
 mod outage;
 mod proxy;
 mod run;

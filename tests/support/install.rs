@@ -5,7 +5,6 @@
 //! on stderr. What a client does with a cache is in the tests, not here.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -109,15 +108,8 @@ fn clients_dir() -> PathBuf {
     target_dir().join("clients")
 }
 
-/// Says so loudly: a test that did not run must not look like one that passed. Past the harness,
-/// which would swallow `eprintln!`.
 fn skipped<T>(why: &str) -> Option<T> {
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("bench");
-    let line = format!("SKIPPED {test}: {why}; run with LARDER_TEST_CLIENTS=install\n");
-    // If stderr is closed there is nobody to tell.
-    let _ = std::io::stderr().write_all(line.as_bytes());
-    None
+    super::skipped(&format!("{why}; run with LARDER_TEST_CLIENTS=install"))
 }
 
 /// Fetches a toolchain. Other processes that want it wait; none ever sees half of it.

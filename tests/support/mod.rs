@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub(crate) mod install;
 pub(crate) mod nginx;
 
+use std::io::Write;
 use std::time::Duration;
 
 use larder::units::Clock;
@@ -27,4 +28,19 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         assert!(clock.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
         std::thread::park_timeout(Duration::from_millis(2));
     }
+}
+
+/// Says so loudly: a test that did not run must not look like one that passed. Past the harness,
+/// which would swallow `eprintln!`.
+pub(crate) fn skipped<T>(why: &str) -> Option<T> {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("bench");
+    // If stderr is closed there is nobody to tell.
+    let _ = std::io::stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes());
+    None
+}
+
+/// Whether we may become another user, mount, and the like.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
