@@ -32,6 +32,11 @@ const CONNECTIONS_MAX: usize = 16_384;
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// A request's head, and what is buffered of an answer to a slow reader.
 const BUFFER: usize = 64 << 10;
+/// The same for those who come when so many are there: a thousand slow readers are not to hold 64 MiB.
+const BUFFER_IN_CROWD: usize = 16 << 10;
+const CROWD: usize = 128;
+/// What tells protocols apart fits many times over; the rest of a head goes where HTTP reads it.
+const FIRST: usize = 4 << 10;
 /// A round trip of 100 ms at 1 Gbit/s needs 12 MiB in flight.
 const H2_WINDOW: u32 = 16 << 20;
 const H2_STREAMS: u32 = 200;
@@ -178,7 +183,7 @@ impl Frontend {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_WITHIN)
-            .max_buf_size(BUFFER)
+            .max_buf_size(self.buffer())
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let result = tokio::select! {
@@ -191,6 +196,11 @@ impl Frontend {
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended");
         }
+    }
+
+    fn buffer(&self) -> usize {
+        let connections = self.inner.connections.load(Ordering::Relaxed);
+        if connections > CROWD { BUFFER_IN_CROWD } else { BUFFER }
     }
 
     async fn http2<S>(&self, stream: Rewound<S>, peer: Peer, mut shutdown: Shutdown)

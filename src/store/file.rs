@@ -21,6 +21,11 @@ use crate::tasks::Tasks;
 
 /// Pieces in which a file is streamed: large enough that a piece costs more than asking for it.
 const PIECE: u64 = 512 << 10;
+/// What the pieces of all streams take together, one each; below `PIECE_MIN` they do not shrink.
+const PIECES_BYTES: u64 = 16 << 20;
+const PIECE_MIN: u64 = 16 << 10;
+/// Files that are being streamed now.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
 
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
 
@@ -170,21 +175,44 @@ pub struct FileSource {
 
 impl Source for FileSource {
     fn stream(&self, range: Range<u64>) -> Chunks {
-        let state = (self.file.clone(), self.tasks.clone(), range);
-        Box::pin(futures_util::stream::try_unfold(state, |(file, tasks, range)| async move {
+        let state = (self.file.clone(), self.tasks.clone(), range, Streaming::begin());
+        let next = |(file, tasks, range, streaming): (Arc<File>, Tasks, Range<u64>, _)| async move {
             if range.start >= range.end {
                 return Ok(None);
             }
-            let len = (range.end - range.start).min(PIECE);
+            let len = (range.end - range.start).min(piece_len());
             let source = file.clone();
             let at = range.start;
             let piece = tasks
                 .blocking("read file", move || read_piece(&source, at, len))
                 .await
                 .unwrap_or_else(|| Err(BodyError::Broken("reading panicked".into())))?;
-            Ok(Some((piece, (file, tasks, at + len..range.end))))
-        }))
+            Ok(Some((piece, (file, tasks, at + len..range.end, streaming))))
+        };
+        Box::pin(futures_util::stream::try_unfold(state, next))
     }
+}
+
+/// A file that is being streamed, counted for as long as it is.
+struct Streaming;
+
+impl Streaming {
+    fn begin() -> Self {
+        STREAMS.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        STREAMS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Large while few read, small where a thousand do: together they hold no more either way.
+fn piece_len() -> u64 {
+    let streams = STREAMS.load(Ordering::Relaxed).max(1);
+    (PIECES_BYTES / streams).clamp(PIECE_MIN, PIECE)
 }
 
 fn read_piece(file: &File, at: u64, len: u64) -> Result<Bytes, BodyError> {

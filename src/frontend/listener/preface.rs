@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::frontend::listener::{BUFFER, H2_PREFACE};
+use crate::frontend::listener::{FIRST, H2_PREFACE};
 use crate::wire::go::PREFACE;
 
 pub(super) enum Speaks {
@@ -24,7 +24,7 @@ pub(super) struct Opened<S> {
 
 impl<S: AsyncRead + Unpin> Opened<S> {
     pub(super) async fn read(mut stream: S) -> io::Result<Self> {
-        let mut first = BytesMut::with_capacity(BUFFER);
+        let mut first = BytesMut::with_capacity(FIRST);
         loop {
             if stream.read_buf(&mut first).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
