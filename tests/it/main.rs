@@ -10,6 +10,7 @@ mod harness;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod canary;
 mod crash;
 mod curl;
 mod demo;

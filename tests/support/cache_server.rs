@@ -3,7 +3,7 @@
 //! GET, HEAD and PUT by path, HTTP/1.1 with keep-alive, one thread per connection. It stores what
 //! it is given and understands none of it; distance and bandwidth are `benches/support/wan.rs`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -62,6 +62,7 @@ struct Shared {
 struct State {
     objects: BTreeMap<String, Arc<Vec<u8>>>,
     requests: BTreeMap<(String, String), usize>,
+    authorizations: BTreeSet<String>,
     /// For one method, or for all under the empty name; a method's own wins.
     faults: BTreeMap<&'static str, Fault>,
     faulty_answers: usize,
@@ -131,6 +132,11 @@ impl CacheServer {
     pub(crate) fn requests(&self, method: &str, path: &str) -> usize {
         let key = (method.to_owned(), path.to_owned());
         self.shared.lock().requests.get(&key).copied().unwrap_or(0)
+    }
+
+    /// What clients have shown to be let in.
+    pub(crate) fn authorizations(&self) -> BTreeSet<String> {
+        self.shared.lock().authorizations.clone()
     }
 
     /// Connections that clients have made so far.
@@ -319,6 +325,7 @@ fn converse(shared: &Shared, stream: TcpStream) -> io::Result<()> {
         let method = request.method.as_str();
         let mut state = shared.lock();
         *state.requests.entry((request.method.clone(), request.path.clone())).or_default() += 1;
+        state.authorizations.extend(request.header("authorization").map(str::to_owned));
         let fault = state.fault(method).cloned();
         state.faulty_answers += usize::from(fault.is_some());
         let mut answer = match fault {
