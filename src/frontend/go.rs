@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::cache::GoPut;
-use crate::entry::{BodyError, Class, Digest, Found, Incoming, Key, Lookup, Meta, Why};
+use crate::entry::{Body, BodyError, Class, Digest, Found, Incoming, Key, Lookup, Meta, Why};
 use crate::frontend::Frontend;
 use crate::frontend::listener::Peer;
 use crate::tasks::Shutdown;
@@ -30,6 +30,8 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const LOOKUPS_MAX: usize = 256;
 /// Answers that wait for a helper to read them.
 const ANSWERS_MAX: usize = 1024;
+/// Pieces of outputs that wait for a helper to read them, all its outputs together.
+const PIECES_UNREAD_MAX: usize = 8;
 /// Pieces of a body that wait to be stored.
 const PIECES_MAX: usize = 16;
 /// Bodies that a helper may send at the same time.
@@ -54,12 +56,14 @@ where
         return;
     }
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
+    let (outputs, pieces) = mpsc::channel(PIECES_UNREAD_MAX);
     let tasks = frontend.inner.cache.tasks().clone();
-    tasks.spawn("answers", write_all(writer, queue));
+    tasks.spawn("answers", write_all(writer, queue, pieces));
     let mut conversation = Conversation {
         frontend,
         guest: Arc::new(guest),
         answers,
+        outputs,
         lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
         bodies: HashMap::new(),
         reported: Report::default(),
@@ -91,6 +95,8 @@ struct Conversation {
     frontend: Frontend,
     guest: Arc<Guest>,
     answers: mpsc::Sender<Frame>,
+    /// Apart from the answers, which overtake them: outputs for a helper that does not see the store.
+    outputs: mpsc::Sender<Frame>,
     lookups: Arc<Semaphore>,
     /// Bodies that are being sent, by the put's number.
     bodies: HashMap<u64, mpsc::Sender<Result<Bytes, BodyError>>>,
@@ -154,11 +160,14 @@ impl Conversation {
 
     async fn get(&self, id: u64, action: Digest, c_env: u64) -> bool {
         let Ok(permit) = self.lookups.clone().acquire_owned().await else { return false };
-        let (frontend, guest, answers) =
-            (self.frontend.clone(), self.guest.clone(), self.answers.clone());
+        let (frontend, guest) = (self.frontend.clone(), self.guest.clone());
+        let (answers, outputs) = (self.answers.clone(), self.outputs.clone());
         let tasks = self.frontend.inner.cache.tasks();
         tasks.spawn("lookup", async move {
-            look_up(&frontend, &guest, &answers, id, action, c_env).await;
+            let blob = look_up(&frontend, &guest, &answers, id, action, c_env).await;
+            if let Some((entry, body)) = blob {
+                send_output(&outputs, id, entry, body).await;
+            }
             drop(permit);
         });
         true
@@ -274,6 +283,8 @@ impl Conversation {
     }
 }
 
+/// Answers a lookup. What comes back is for a helper that does not see the store: the entry that it
+/// was asked for, to be sent.
 async fn look_up(
     frontend: &Frontend,
     guest: &Guest,
@@ -281,7 +292,7 @@ async fn look_up(
     id: u64,
     action: Digest,
     c_env: u64,
-) {
+) -> Option<(Entry, Body)> {
     let cache = &frontend.inner.cache;
     let began = cache.clock().elapsed();
     let lookup = cache.get_go(&guest.realm, &action, c_env).await;
@@ -289,35 +300,39 @@ async fn look_up(
     if let Some(session) = &guest.session {
         session.count(&lookup, u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
     }
-    let (blob, found) = match lookup {
-        Lookup::Hit(blob, found) => (blob, found),
-        Lookup::Miss(why) => {
-            let _ = answers.send(Frame::Miss { id, why: why_number(why) }).await;
-            return;
+    let answer = match lookup {
+        Lookup::Miss(why) => Frame::Miss { id, why: why_number(why) },
+        Lookup::Hit(blob, found) => {
+            let entry = entry_of(&blob.meta, found);
+            if guest.sees_store.load(Ordering::Relaxed) {
+                Frame::Hit { id, entry }
+            } else {
+                match cache.output(&blob.meta.digest).await {
+                    Some(body) => return Some((entry, body)),
+                    None => Frame::Miss { id, why: why_number(Why::Fault) },
+                }
+            }
         }
     };
-    let entry = entry_of(&blob.meta, found);
-    if guest.sees_store.load(Ordering::Relaxed) {
-        let _ = answers.send(Frame::Hit { id, entry }).await;
-        return;
-    }
-    let Some(body) = cache.output(&blob.meta.digest).await else {
-        let _ = answers.send(Frame::Miss { id, why: why_number(Why::Fault) }).await;
-        return;
-    };
-    if answers.send(Frame::HitBytes { id, entry }).await.is_err() {
+    // Who has left needs no answer.
+    let _ = answers.send(answer).await;
+    None
+}
+
+async fn send_output(outputs: &mpsc::Sender<Frame>, id: u64, entry: Entry, body: Body) {
+    if outputs.send(Frame::HitBytes { id, entry }).await.is_err() {
         return;
     }
     let mut chunks = body.into_chunks();
     while let Some(Ok(chunk)) = chunks.next().await {
         for piece in chunk.chunks(PIECE_MAX) {
-            if answers.send(Frame::Piece { id, bytes: piece.to_vec() }).await.is_err() {
-                return;
-            }
+            // Copied when there is room, so that no more copies are held than are queued.
+            let Ok(room) = outputs.reserve().await else { return };
+            room.send(Frame::Piece { id, bytes: piece.to_vec() });
         }
     }
     // A body that broke off ends here too: its digest does not match, and the helper misses.
-    let _ = answers.send(Frame::Piece { id, bytes: Vec::new() }).await;
+    let _ = outputs.send(Frame::Piece { id, bytes: Vec::new() }).await;
 }
 
 fn why_number(why: Why) -> u8 {
@@ -372,10 +387,20 @@ async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> std::
     to.write_all(&bytes).await
 }
 
-/// Writes answers as they come, together where several wait.
-async fn write_all(mut to: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Frame>) {
+/// Writes answers as they come, together where several wait, and pieces of outputs between them.
+async fn write_all(
+    mut to: impl AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<Frame>,
+    mut pieces: mpsc::Receiver<Frame>,
+) {
     let mut bytes = Vec::with_capacity(4096);
-    while let Some(frame) = queue.recv().await {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            Some(frame) = queue.recv() => frame,
+            Some(frame) = pieces.recv() => frame,
+            else => return,
+        };
         bytes.clear();
         frame.encode(&mut bytes);
         while bytes.len() < PIECE_MAX
