@@ -12,6 +12,7 @@ use crate::harness::{Home, LARDER, TestDaemon};
 use crate::support::install::Go;
 use crate::support::wait_for;
 
+mod apart;
 mod falls;
 mod matrix;
 mod run;

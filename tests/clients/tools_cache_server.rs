@@ -61,6 +61,15 @@ fn a_connection_serves_many_requests_and_every_kind_of_body() {
 }
 
 #[test]
+fn what_clients_show_to_be_let_in_is_kept() {
+    let server = server_with_body();
+    assert!(server.authorizations().is_empty());
+    let shown = [("authorization", "Bearer abc")];
+    send_with(server.addr(), "GET", "/a", &shown, b"").unwrap();
+    assert!(server.authorizations().iter().eq(["Bearer abc"]));
+}
+
+#[test]
 fn ranges_are_answered_in_part() {
     let server = server_with_body();
     for (range, status, body) in [
