@@ -15,6 +15,7 @@ mod crash;
 mod curl;
 mod demo;
 mod doors;
+mod eviction;
 mod helper;
 mod outage;
 mod proxy;

@@ -1,0 +1,140 @@
+//! SIGKILL while room is being made: files condemned, segments given up, what lives in them copied
+//! forward. What was acknowledged reads back right or misses, and nothing false is served.
+//!
+//! Eviction spares what was used within hours, so a store is filled as if days ago.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use larder::entry::{Class, Digest, Key, Meta};
+use larder::store::{Config, Limit, Store};
+use larder::units::{ByteSize, Clock, Random, Timestamp};
+
+use crate::harness::{Home, TestDaemon, cas, noise};
+use crate::support::http::send;
+use crate::support::wait_for;
+
+/// Kills in this test.
+const ROUNDS: u64 = 6;
+/// Less than what is filled in a round, and what is written over comes to more.
+const DISK: &str = "8MiB";
+const DAYS: u64 = 3 * 86_400;
+/// Keys that are written over again and again: what is dead in segments is given up.
+const KEYS: u64 = 60;
+
+/// Three segments and twenty files that were last used days ago.
+fn fill(home: &Home, round: u64) -> Vec<Vec<u8>> {
+    let now = Clock::system().now();
+    let clock = Clock::manual(Timestamp::from_seconds(now.0 / 1_000_000_000 - DAYS + round));
+    let size = |mib| Some(Limit::Size(ByteSize(mib)));
+    let config = Config { dir: home.store(), disk: size(1 << 30), floor: size(0) };
+    let mut bodies = Vec::new();
+    for segment in 0..3 {
+        let store = Store::open(&config, clock.clone(), Arc::default()).unwrap();
+        for n in 0..60 {
+            let len = if n % 8 == 0 { 150_000 } else { 30_000 };
+            let body = noise(round << 32 | segment << 16 | n, len);
+            let mut staged = store.stage();
+            staged.write(&body).unwrap();
+            let staged = staged.finish();
+            let meta = Meta::new(staged.digest, staged.size, clock.now(), Class::Other);
+            store.put(&Key::content(Digest::of(&body)), staged, &meta, None).unwrap();
+            bodies.push(body);
+        }
+        store.close();
+    }
+    bodies
+}
+
+/// A body that says which one it is: the n-th of all.
+fn numbered(n: u64) -> Vec<u8> {
+    let mut body =
+        noise(n, if n.is_multiple_of(50) { 80_000 } else { 4_000 + (n % 9) as usize * 500 });
+    body[..8].copy_from_slice(&n.to_le_bytes());
+    body
+}
+
+/// Puts over and over until the daemon is gone; what was acknowledged last under each key.
+fn write_over(addr: std::net::SocketAddr, mut n: u64, killed: &AtomicBool) -> Vec<(u64, u64)> {
+    let mut acknowledged = Vec::new();
+    loop {
+        n += 1;
+        match send(addr, "PUT", &format!("/kv/{}", n % KEYS), &numbered(n)) {
+            Ok(answer) if answer.status == 507 => {}
+            Ok(answer) => {
+                assert!(matches!(answer.status, 200 | 201), "{}", answer.status);
+                acknowledged.push((n % KEYS, n));
+            }
+            Err(_) if killed.load(Ordering::Acquire) => return acknowledged,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// How many of the old bodies are there; each is right or a miss.
+fn still_there(daemon: &TestDaemon, bodies: &[Vec<u8>]) -> usize {
+    let found = bodies.iter().filter(|body| {
+        let answer = daemon.get(&cas(body));
+        assert!(answer.status == 404 || answer.body == **body, "{}: wrong", cas(body));
+        answer.status == 200
+    });
+    found.count()
+}
+
+/// Under each key the last acknowledged body, a later one that was under way, or a miss.
+fn assert_right(daemon: &TestDaemon, last: &[u64]) -> usize {
+    let found = (0..KEYS).zip(last).filter(|(key, last)| {
+        let answer = daemon.get(&format!("/kv/{key}"));
+        if answer.status == 404 {
+            return false;
+        }
+        let n = u64::from_le_bytes(answer.body[..8].try_into().unwrap());
+        assert!(answer.body == numbered(n), "/kv/{key}: not what was put");
+        assert_eq!(n % KEYS, *key, "under another key");
+        assert!(n >= **last, "/kv/{key}: {n} was written over by {last}");
+        true
+    });
+    found.count()
+}
+
+#[test]
+fn kills_while_room_is_made_cost_misses_and_nothing_false() {
+    let seed = 20_261_123;
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let home = Home::new();
+    let mut old: Vec<Vec<u8>> = Vec::new();
+    let mut last = vec![0; KEYS as usize];
+    let (mut evicted, mut kept) = (0, 0);
+    for round in 0..ROUNDS {
+        old.extend(fill(&home, round));
+        let daemon = home.daemon(&["--disk", DISK, "--disk-floor", "0", "--memory", "1MiB"]);
+        // Early, when much is given up at once, and late, when what was just written is.
+        let puts = random.next_u64() % if round % 2 == 0 { 60 } else { 1500 };
+        let killed = AtomicBool::new(false);
+        let begin = round * 1_000_000;
+        let addr = daemon.addr();
+        let acknowledged = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| write_over(addr, begin, &killed));
+            wait_for("puts", || {
+                let stats = daemon.stats();
+                (stats["requests"]["kv"]["puts"].as_u64()? >= puts).then_some(())
+            });
+            killed.store(true, Ordering::Release);
+            daemon.kill();
+            writer.join().unwrap()
+        });
+        for (key, n) in acknowledged {
+            last[usize::try_from(key).unwrap()] = n;
+        }
+        let daemon = home.daemon(&["--disk", DISK, "--disk-floor", "0", "--memory", "1MiB"]);
+        kept += assert_right(&daemon, &last);
+        let there = still_there(&daemon, &old);
+        evicted += old.len() - there;
+        assert_eq!(daemon.terminate(), Some(0));
+        let verify = home.larder(&["verify"]).output().unwrap();
+        assert!(verify.status.success(), "round {round}: {verify:?}");
+    }
+    assert!(evicted > 0, "nothing was evicted: this test has shown nothing");
+    assert!(kept > 0, "nothing was kept: this test has shown nothing");
+}
