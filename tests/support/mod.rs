@@ -44,3 +44,30 @@ pub(crate) fn skipped<T>(why: &str) -> Option<T> {
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// A file system of a few megabytes in memory; gone when dropped. None, said aloud, where we may
+/// not mount one.
+pub(crate) struct TinyDisk(std::path::PathBuf);
+
+impl TinyDisk {
+    pub(crate) fn mount(at: &std::path::Path, mib: u32) -> Option<Self> {
+        if !is_root() {
+            return skipped("only root can mount a tiny disk");
+        }
+        std::fs::create_dir_all(at).expect("the test's own directory can be written");
+        let size = format!("size={mib}m,mode=0700");
+        let mut mount = std::process::Command::new("mount");
+        let output = mount.args(["-t", "tmpfs", "-o", &size, "larder-test"]).arg(at).output();
+        match output {
+            Ok(output) if output.status.success() => Some(Self(at.to_owned())),
+            _ => skipped("a tiny disk cannot be mounted here"),
+        }
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        // Lazily: a process that is just ending may still have a file open there.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}

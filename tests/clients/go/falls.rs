@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Machine, assert_asked, native, number, write_module};
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::install;
-use crate::support::wait_for;
+use crate::support::{TinyDisk, wait_for};
 
 #[test]
 fn whatever_is_wrong_upstream_the_build_is_green_and_right() {
@@ -127,4 +127,32 @@ fn without_a_daemon_that_can_start_the_build_is_green() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(fs::read(program).unwrap() == expected);
+}
+
+#[test]
+fn a_disk_that_fills_in_mid_build_is_no_fault_of_the_build() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let expected = native(&go, dir.path());
+    let machine = Machine::new(&go);
+    let Some(_disk) = TinyDisk::mount(&machine.home.store(), 8) else { return };
+    // The file system says no, and not larder's own limit.
+    let daemon = machine.home.daemon(&["--disk", "1GiB", "--disk-floor", "0"]);
+    for round in 0..2 {
+        let program = machine.home.path().join("program");
+        let output = machine
+            .command(dir.path(), &["build", "-o", program.to_str().unwrap(), "."])
+            .env("TMPDIR", machine.home.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(fs::read(&program).unwrap() == expected, "{round}");
+        assert_asked(&daemon, 0);
+    }
+    let refuges = fs::read_dir(machine.home.path()).unwrap().flatten();
+    let names = refuges.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    assert!(names.into_iter().any(|name| name.starts_with("larder-")), "the disk was never full");
+    let report = daemon.control(&serde_json::json!({"op": "verify"}));
+    assert_eq!(report["bad_entries"], 0, "{report}");
 }
