@@ -104,7 +104,7 @@ fn kills_while_room_is_made_cost_misses_and_nothing_false() {
     let mut random = Random::new(seed);
     let home = Home::new();
     let mut old: Vec<Vec<u8>> = Vec::new();
-    let mut last = vec![0; KEYS as usize];
+    let mut last: Vec<u64> = (0..KEYS).map(|_| 0).collect();
     let (mut evicted, mut kept) = (0, 0);
     for round in 0..ROUNDS {
         old.extend(fill(&home, round));
