@@ -141,6 +141,7 @@ fn a_command_that_run_runs_inherits_no_secret() {
         .env("LARDER_UPSTREAM", "http://127.0.0.1:9")
         .env("LARDER_LISTEN", "127.0.0.1:0")
         .env("LARDER_ADMIN", "off")
+        .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
     let at = |name: &str| home.path().join(name);
