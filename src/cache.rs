@@ -3,8 +3,9 @@
 //! A lookup does not fail: it hits, or says why it misses. A put is acknowledged after the local
 //! commit, before the network. No protocol and no concrete backend is known here.
 //!
-//! Order of reading: `realm` (whose keys), `policy` (decisions), `memory`, `absent`, `flight`,
-//! `fetch` (what a flight does), `session` (who asked), then this file.
+//! Order of reading: `realm` (whose keys), `policy` (decisions), `memory`, `local`, `absent`,
+//! `flight`, `fetch` and `unpack` (what a flight does), `session` (who asked), `forecast` and `ahead`
+//! (what will be asked for), `ask` (what Go may wait for), `put`, `outgoing`, then this file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,25 +14,31 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::cache::absent::{Absent, Confirmed};
+use crate::cache::ask::Estimates;
 use crate::cache::flight::{Arrival, End, Flights, Joined};
+use crate::cache::forecast::Forecasts;
 use crate::cache::frames::Frames;
 use crate::cache::memory::Memory;
+use crate::cache::policy::statistics::Kind as Question;
 use crate::cache::realm::{Realm, Realms, Upstream};
 use crate::cache::session::Sessions;
-use crate::entry::{Blob, Body, Digest, Found, Hasher, Id, Key, Kind, Lookup, Meta, Why};
-use crate::store::file::FileSource;
-use crate::store::record::{Place, Row};
-use crate::store::{Store, Stored};
+use crate::entry::{Blob, Body, Digest, Found, Id, Key, Kind, Lookup, Meta, Why};
+use crate::store::Store;
+use crate::store::record::Place;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Protocol;
 use crate::units::{ByteSize, Clock};
 
 pub mod absent;
+pub mod ahead;
+mod ask;
 mod fetch;
 pub mod flight;
+pub mod forecast;
 pub mod frames;
 mod go;
+mod local;
 pub mod memory;
 mod outgoing;
 pub mod policy;
@@ -99,6 +106,8 @@ struct Inner {
     confirmed: Confirmed,
     flights: Flights,
     frames: Frames,
+    forecasts: Forecasts,
+    statistics: Estimates,
     realms: Realms,
     sessions: Sessions,
     config: Config,
@@ -125,6 +134,8 @@ impl Cache {
                 confirmed: Confirmed::default(),
                 flights: Flights::default(),
                 frames: Frames::default(),
+                forecasts: Forecasts::new(clock.clone()),
+                statistics: Estimates::new(&upstreams, &store),
                 realms: Realms::new(upstreams, store.clone()),
                 sessions: Sessions::new(clock.clone()),
                 owed: Notify::new(),
@@ -166,6 +177,9 @@ impl Cache {
     }
     pub fn frames(&self) -> &Frames {
         &self.inner.frames
+    }
+    pub fn forecasts(&self) -> &Forecasts {
+        &self.inner.forecasts
     }
     pub fn confirmed(&self) -> &Confirmed {
         &self.inner.confirmed
@@ -214,48 +228,6 @@ impl Cache {
         Lookup::Hit(Blob { meta, body: Body::Bytes(Bytes::new()) }, Found::Memory)
     }
 
-    /// What this machine has: memory, then disk.
-    async fn local(&self, key: &Key) -> Option<(Blob, Found)> {
-        if let Some((meta, bytes)) = self.inner.memory.get(key) {
-            return Some((Blob { meta, body: Body::Bytes(bytes) }, Found::Memory));
-        }
-        let row = self.inner.store.find(key)?;
-        let blob = self.load(key, &row).await?;
-        Some((blob, Found::Disk))
-    }
-
-    /// Reads an entry; small ones here, larger ones on a thread that may wait for the disk.
-    async fn load(&self, key: &Key, row: &Row) -> Option<Blob> {
-        let into_memory = row.size <= memory::ENTRY_MAX;
-        let read = {
-            let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
-            move || {
-                let stored = store.load(&key, &row)?;
-                if into_memory { read_whole(stored) } else { Some(stored) }
-            }
-        };
-        let stored = if row.size <= READ_HERE_MAX {
-            read()
-        } else {
-            self.inner.tasks.blocking("read an entry", read).await.flatten()
-        };
-        match stored? {
-            Stored::Bytes(meta, bytes) => {
-                self.inner.memory.offer(key, &meta, &bytes);
-                if self.inner.store.find(key).is_none_or(|now| now.digest != row.digest) {
-                    // Replaced or removed while it was read: what is newer must be what is kept.
-                    self.inner.memory.remove(key);
-                }
-                Some(Blob { meta, body: Body::Bytes(bytes) })
-            }
-            Stored::File(meta, file) => {
-                let source = Box::new(FileSource { file, tasks: self.inner.tasks.clone() });
-                let len = Some(meta.size);
-                Some(Blob { meta, body: Body::Source { len, source } })
-            }
-        }
-    }
-
     /// Asks the realm's upstream, together with everybody else who asks now.
     async fn upstream(&self, realm: &Realm, key: &Key) -> Lookup {
         let Some(upstream) = &realm.upstream else { return Lookup::Miss(Why::Absent) };
@@ -266,8 +238,14 @@ impl Cache {
             Joined::Later(follower) => (follower, Found::Coalesced),
             Joined::First(leader, follower) => {
                 let name = realm.name_of(key);
-                let flight =
-                    self.clone().fly(leader, upstream.clone(), realm.id, name, key.clone());
+                let flight = self.clone().fly(
+                    leader,
+                    upstream.clone(),
+                    realm.id,
+                    name,
+                    key.clone(),
+                    Question::NoManifest,
+                );
                 self.inner.tasks.spawn("fetch", flight);
                 (follower, Found::Upstream)
             }
@@ -352,19 +330,6 @@ impl Cache {
     pub fn confirm(&self, realm: &Realm, key: &Key, digest: Digest) {
         self.inner.confirmed.insert(realm.id, key, digest);
     }
-}
-
-/// A small file's bytes, so that the memory tier can keep them.
-fn read_whole(stored: Stored) -> Option<Stored> {
-    use std::os::unix::fs::FileExt;
-    let Stored::File(meta, file) = stored else { return Some(stored) };
-    let mut bytes = vec![0; usize::try_from(meta.size).ok()?];
-    file.read_exact_at(&mut bytes, 0).ok()?;
-    let mut hasher = Hasher::default();
-    hasher.update(&bytes);
-    // The file was vouched for by its stamp; what goes into memory is served for long, so it is
-    // looked at once more.
-    (hasher.finish() == meta.digest).then(|| Stored::Bytes(meta, bytes.into()))
 }
 
 /// A sixteenth of the memory that this process may use.

@@ -33,6 +33,7 @@ pub mod index;
 mod keep;
 pub mod layout;
 mod load;
+mod note;
 pub mod reader;
 pub mod record;
 mod replay;

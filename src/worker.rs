@@ -8,12 +8,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::cache::Cache;
 use crate::worker::desk::Desk;
+use crate::worker::recorder::Recorder;
 use crate::worker::uploader::Uploads;
 
 mod desk;
 mod evictor;
+mod prefetcher;
+mod recorder;
 mod scrubber;
 mod uploader;
 
@@ -51,17 +56,28 @@ const END_WAIT: Duration = Duration::from_secs(1);
 pub struct Workers {
     cache: Cache,
     uploads: Arc<Uploads>,
+    recorder: Arc<Recorder>,
     desks: Arc<[Arc<Desk>]>,
 }
 
 impl Workers {
     pub fn start(cache: &Cache) -> Self {
         let uploads = Arc::new(Uploads::default());
-        let desks = [Desk::new("uploader"), Desk::new("evictor"), Desk::new("scrubber")];
-        let [uploading, evicting, scrubbing] = desks.clone();
+        let desks = ["uploader", "recorder", "prefetcher", "evictor", "scrubber"].map(Desk::new);
+        let [uploading, recording, prefetching, evicting, scrubbing] = desks.clone();
         desk::staff(&uploading, cache, {
             let (desk, cache, uploads) = (uploading.clone(), cache.clone(), uploads.clone());
             move || uploader::run(cache.clone(), uploads.clone(), desk.clone())
+        });
+        let recorder = Arc::new(Recorder::default());
+        desk::staff(&recording, cache, {
+            let (desk, cache) = (recording.clone(), cache.clone());
+            let (recorder, uploads) = (recorder.clone(), uploads.clone());
+            move || recorder::run(cache.clone(), recorder.clone(), uploads.clone(), desk.clone())
+        });
+        desk::staff(&prefetching, cache, {
+            let (desk, cache) = (prefetching.clone(), cache.clone());
+            move || prefetcher::run(cache.clone(), desk.clone())
         });
         desk::staff(&evicting, cache, {
             let (desk, cache) = (evicting.clone(), cache.clone());
@@ -71,7 +87,7 @@ impl Workers {
             let (desk, cache) = (scrubbing.clone(), cache.clone());
             move || scrubber::run(cache.clone(), desk.clone())
         });
-        Self { cache: cache.clone(), uploads, desks: desks.into() }
+        Self { cache: cache.clone(), uploads, recorder, desks: desks.into() }
     }
 
     pub fn status(&self) -> Vec<WorkerStatus> {
@@ -81,15 +97,19 @@ impl Workers {
     /// Tries everything again now, and waits until nothing is owed, until nothing of what is owed
     /// can be sent to anybody, or for `deadline`.
     pub async fn flush(&self, deadline: Duration) -> Flushed {
+        let began = Instant::now();
         self.settled(deadline).await;
+        self.recorder.write_within(&self.cache, deadline.saturating_sub(began.elapsed())).await;
         self.left()
     }
 
     /// Uploads smallest first until `deadline`, then ends the uploader; what is left stays in the
     /// journal. Call it before the tasks are told to shut down: that ends every worker at once.
     pub async fn drain(&self, deadline: Duration) -> Flushed {
+        let began = Instant::now();
         self.uploads.drain();
         self.settled(deadline).await;
+        self.recorder.write_within(&self.cache, deadline.saturating_sub(began.elapsed())).await;
         self.uploads.end();
         self.cache.wake_uploader();
         self.uploads.ended(END_WAIT).await;

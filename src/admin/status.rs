@@ -1,12 +1,13 @@
 //! What a daemon says of itself: the JSON of `stats --json` and `/status`, and the gauges of
 //! `/metrics`. Its keys are a contract: scripts read them; keys may be added, none goes away.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value, json};
 
 use super::Sources;
 use crate::cache::Cache;
+use crate::cache::forecast::Forecast;
 use crate::cache::session::Session;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Dropped, Gauges, MISSES, Protocol, Requests, Upstream};
@@ -163,6 +164,9 @@ pub fn sessions(cache: &Cache, id: Option<&str>) -> Value {
 fn show_session(cache: &Cache, s: &Session) -> Value {
     let realm = cache.realms().by_id(s.realm);
     let ended = s.ended.get();
+    let forecast = |count: fn(&Forecast) -> &AtomicU64| {
+        s.forecast.as_ref().map_or(0, |forecast| count(forecast).load(Ordering::Relaxed))
+    };
     json!({
         "id": &*s.id,
         "realm": realm.as_ref().map_or("", |realm| &*realm.namespace),
@@ -179,8 +183,8 @@ fn show_session(cache: &Cache, s: &Session) -> Value {
         "bytes_in": s.bytes_in.get(),
         "saved_s": s.saved_ms.get() as f64 / 1e3,
         "waited_s": s.waited_ms.get() as f64 / 1e3,
-        // Nothing is fetched ahead yet.
-        "prefetched": 0,
-        "prefetch_used": 0,
+        "branch": &*s.branch,
+        "prefetched": forecast(|forecast| &forecast.fetched),
+        "prefetch_used": forecast(|forecast| &forecast.used),
     })
 }

@@ -107,7 +107,10 @@ fn setup() -> Setup {
         default_branch: "main",
         parents: &[],
     };
-    cache.sessions().open(&opening).hit_upstream(10, 1500, 20);
+    let session = cache.sessions().open(&opening, || None);
+    session.bytes_in.add(10);
+    session.saved_ms.add(1500);
+    session.waited_ms.add(20);
     let workers = Workers::start(&cache);
     let sources = Sources {
         cache,

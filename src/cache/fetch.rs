@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 
 use crate::backend::{BackendError, Fetched, Name};
 use crate::cache::flight::{End, Leader};
+use crate::cache::policy::statistics::Kind as Question;
 use crate::cache::realm::Upstream;
 use crate::cache::{Cache, policy};
 use crate::entry::{Class, Digest, Key, Kind, Meta, RealmId, Why};
@@ -27,9 +28,10 @@ impl Cache {
         realm: RealmId,
         name: Name,
         key: Key,
+        question: Question,
     ) {
         let end = match key.kind {
-            Kind::Go => self.fetch_go(&upstream, &name, &key).await,
+            Kind::Go => self.fetch_go(&upstream, &name, &key, question).await,
             Kind::Content | Kind::Action | Kind::Opaque => {
                 self.fetch_plain(&leader, &upstream, &name, &key).await
             }

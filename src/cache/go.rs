@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use crate::cache::flight::{Arrival, End, Joined};
 use crate::cache::realm::Realm;
-use crate::cache::{Cache, FETCH_WAIT, Share, policy};
+use crate::cache::session::Session;
+use crate::cache::{Cache, Share, policy};
 use crate::entry::{Blob, Body, Digest, Found, Incoming, Key, Lookup, Meta, Why};
 use crate::store::file::FileSource;
 use crate::store::record::Row;
@@ -24,37 +24,33 @@ pub enum GoPut {
 }
 
 impl Cache {
-    /// The output of an action, in place as a file of the store.
-    pub async fn get_go(&self, realm: &Realm, action: &Digest, c_env: u64) -> Lookup {
+    /// The output of an action, in place as a file of the store. With a session, upstream is asked
+    /// only as long as that is expected to pay.
+    pub async fn get_go(
+        &self,
+        realm: &Realm,
+        session: Option<&Session>,
+        action: &Digest,
+        c_env: u64,
+    ) -> Lookup {
         self.inner.metrics.of(Protocol::Go).gets.inc();
-        let lookup = self.find_go(realm, action, c_env).await;
+        let lookup = match self.local_go(realm, action).await {
+            Some(blob) => Lookup::Hit(blob, Found::Disk),
+            None => self.ask_for(realm, session, action).await,
+        };
+        let lookup = fitting(lookup, c_env);
+        if let Some(session) = session {
+            session.count(action, &lookup);
+            if matches!(lookup, Lookup::Hit(..)) {
+                session.used(*action);
+            }
+        }
         self.count(Protocol::Go, &lookup);
         lookup
     }
 
-    async fn find_go(&self, realm: &Realm, action: &Digest, c_env: u64) -> Lookup {
-        for realm in realm.chain() {
-            let key = Key::go(realm.id, *action);
-            if let Some(row) = self.inner.store.find(&key)
-                && let Some(blob) = self.go_blob(&key, &row).await
-            {
-                return fitting(blob, Found::Disk, c_env);
-            }
-        }
-        let mut why = Why::Absent;
-        for realm in realm.chain() {
-            let key = Key::go(realm.id, *action);
-            match self.upstream_go(realm, &key).await {
-                Ok((blob, found)) => return fitting(blob, found, c_env),
-                Err(Why::Absent) => {}
-                Err(other) => why = other,
-            }
-        }
-        Lookup::Miss(why)
-    }
-
     /// Makes sure that the output is there, unchanged; hashing it again may take a while.
-    async fn go_blob(&self, key: &Key, row: &Row) -> Option<Blob> {
+    pub(super) async fn go_blob(&self, key: &Key, row: &Row) -> Option<Blob> {
         let (store, key) = (self.inner.store.clone(), key.clone());
         let work = move || store.find_go(&key);
         let row = if row.size <= super::READ_HERE_MAX {
@@ -63,31 +59,6 @@ impl Cache {
             self.inner.tasks.blocking("look at an output", work).await.flatten()
         }?;
         Some(Blob { meta: row.meta(), body: Body::Bytes(bytes::Bytes::new()) })
-    }
-
-    async fn upstream_go(&self, realm: &Realm, key: &Key) -> Result<(Blob, Found), Why> {
-        let Some(upstream) = &realm.upstream else { return Err(Why::Absent) };
-        if self.inner.absent.contains(realm.id, key) {
-            return Err(Why::Absent);
-        }
-        let (follower, found) = match self.inner.flights.join(realm.id, key) {
-            Joined::Later(follower) => (follower, Found::Coalesced),
-            Joined::First(leader, follower) => {
-                let name = realm.name_of(key);
-                let flight =
-                    self.clone().fly(leader, upstream.clone(), realm.id, name, key.clone());
-                self.inner.tasks.spawn("fetch", flight);
-                (follower, Found::Upstream)
-            }
-        };
-        let arrival = tokio::time::timeout(FETCH_WAIT, follower.arrival()).await;
-        match arrival.map_err(|_| Why::Deadline)? {
-            Arrival::Ended(End::Stored(meta) | End::Held(meta, _)) => {
-                Ok((Blob { meta, body: Body::Bytes(bytes::Bytes::new()) }, found))
-            }
-            Arrival::Ended(End::Failed(why)) => Err(why),
-            Arrival::Streaming { .. } => Err(Why::Fault),
-        }
     }
 
     /// Records a put whose output the helper has placed already.
@@ -163,9 +134,13 @@ impl Cache {
     }
 
     /// The name that this machine signs its entries with.
-    fn writer(&self) -> Arc<str> {
+    pub(super) fn writer(&self) -> Arc<str> {
         let name = rustix::system::uname();
         name.nodename().to_string_lossy().into()
+    }
+
+    pub fn writer_name(&self) -> String {
+        self.writer().to_string()
     }
 
     /// Takes over what helpers left while no daemon was there; returns how many. Blocks.
@@ -194,10 +169,11 @@ impl Cache {
 }
 
 /// A hit, unless it was built with another C toolchain than the client's.
-fn fitting(blob: Blob, found: Found, c_env: u64) -> Lookup {
-    if policy::c_env_fits(blob.meta.c_env, c_env) {
-        Lookup::Hit(blob, found)
-    } else {
-        Lookup::Miss(Why::Policy)
+fn fitting(lookup: Lookup, c_env: u64) -> Lookup {
+    match lookup {
+        Lookup::Hit(blob, _) if !policy::c_env_fits(blob.meta.c_env, c_env) => {
+            Lookup::Miss(Why::Policy)
+        }
+        lookup => lookup,
     }
 }

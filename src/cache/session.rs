@@ -1,12 +1,19 @@
-//! Sessions: the requests of one build, counted together.
+//! Sessions: the requests of one build, counted together, and the clock that bounds its waiting.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use crate::entry::{Found, Lookup, RealmId, Why};
+use crate::cache::forecast::Forecast;
+use crate::cache::policy::ask::{Account, Decision, Known, Upstream, decide};
+use crate::cache::policy::group::{Groups, Needs};
+use crate::cache::policy::statistics::Kind as Question;
+use crate::entry::{Class, Digest, Found, Lookup, RealmId};
+use crate::manifest::ROWS_MAX;
 use crate::telemetry::metrics::{Counter, Gauge};
 use crate::units::{Clock, Timestamp};
 use crate::wire::go::Report;
+use tokio::sync::Notify;
 
 /// Sessions that are remembered; the oldest ended ones give way.
 const SESSIONS_MAX: usize = 128;
@@ -34,33 +41,171 @@ pub struct Session {
     pub bytes_in: Counter,
     pub saved_ms: Counter,
     pub waited_ms: Counter,
+    /// What earlier builds foretell of this one, if it is known what is built.
+    pub forecast: Option<Arc<Forecast>>,
+    questions: Mutex<Questions>,
+    log: Mutex<Log>,
+    processors: u64,
+    clock: Clock,
+}
+
+/// The questions that upstream is asked for a build.
+#[derive(Debug, Default)]
+struct Questions {
+    /// Waits that are going on.
+    waiting: u32,
+    /// Since when at least one is.
+    since: Duration,
+    groups: Groups,
+    /// What was asked for, until it hits or is built.
+    asked: HashMap<Digest, Question>,
+}
+
+/// Answers that are remembered as asked for.
+const ASKED_MAX: usize = 16 << 10;
+
+/// What a build has used, in order of first use.
+#[derive(Debug, Default)]
+struct Log {
+    order: Vec<Digest>,
+    seen: HashSet<Digest>,
+    /// So many were written into a manifest.
+    written: usize,
+}
+
+/// A wait that the session's clock bounds. Dropping it ends the wait.
+///
+/// What counts is the time in which at least one question waits: whatever a build does one after the
+/// other is delayed by no more than that. So each question may take all that is left, and together
+/// they take no more, as long as none outlives its deadline.
+#[derive(Debug)]
+pub struct Wait<'a> {
+    session: &'a Session,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let now = self.session.clock.elapsed();
+        let mut questions = self.session.questions();
+        questions.waiting = questions.waiting.saturating_sub(1);
+        if questions.waiting == 0 {
+            // Under the lock: else the wait would for a moment be neither going on nor counted.
+            self.session.waited_ms.add(whole_ms(now.saturating_sub(questions.since)));
+        }
+    }
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Session {
-    /// Counts what a lookup in the daemon came to.
-    pub fn count(&self, lookup: &Lookup, waited_ms: u64) {
-        match lookup {
-            Lookup::Hit(blob, Found::Upstream | Found::Coalesced) => {
-                self.hit_upstream(blob.meta.size, blob.meta.cost_ms, waited_ms);
-            }
-            Lookup::Hit(blob, Found::Memory | Found::Disk | Found::Native) => {
-                self.hits_near.inc();
-                self.saved_ms.add(u64::from(blob.meta.cost_ms));
-            }
-            Lookup::Miss(why) => self.miss(*why, waited_ms),
+    fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a hit saves is shared by all processors that would have built it.
+    fn account(&self, questions: &Questions) -> Account {
+        let now = self.clock.elapsed();
+        let open = if questions.waiting > 0 {
+            now.saturating_sub(questions.since)
+        } else {
+            Duration::ZERO
+        };
+        Account {
+            waited_ms: self.waited_ms.get() + whole_ms(open),
+            saved_ms: self.saved_ms.get() / self.processors,
+            promised_ms: 0,
         }
     }
 
-    pub fn hit_upstream(&self, bytes: u64, cost_ms: u32, waited_ms: u64) {
-        self.hits_upstream.inc();
-        self.bytes_in.add(bytes);
-        self.saved_ms.add(u64::from(cost_ms));
-        self.waited_ms.add(waited_ms);
+    fn begin(&self, questions: &mut Questions) -> Wait<'_> {
+        if questions.waiting == 0 {
+            questions.since = self.clock.elapsed();
+        }
+        questions.waiting += 1;
+        Wait { session: self }
     }
 
-    pub fn miss(&self, _why: Why, waited_ms: u64) {
-        self.misses.inc();
-        self.waited_ms.add(waited_ms);
+    /// Ask, wait or build; the wait that follows must not outlive the promise.
+    pub fn decide(
+        &self,
+        action: &Digest,
+        known: &Known,
+        upstream: &Upstream,
+        speed: f64,
+        typical_cost_ms: u32,
+    ) -> (Decision, Option<Wait<'_>>) {
+        let mut questions = self.questions();
+        let known = questions.groups.of(action).refine(*known);
+        let account = self.account(&questions);
+        let decision = decide(&known, upstream, &account, 0, speed, typical_cost_ms);
+        if matches!(decision, Decision::Ask { .. }) && questions.asked.len() < ASKED_MAX {
+            questions.asked.insert(*action, Question::from(&known));
+        }
+        let wait = (decision.most_ms() > 0).then(|| self.begin(&mut questions));
+        (decision, wait)
+    }
+
+    /// A wait for what is listed, as long as the clock and `most` permit.
+    pub fn wait(&self, most: Duration) -> Option<(Duration, Wait<'_>)> {
+        let mut questions = self.questions();
+        let most = Duration::from_millis(self.account(&questions).left_ms()).min(most);
+        (!most.is_zero()).then(|| (most, self.begin(&mut questions)))
+    }
+
+    /// How this was asked for, if it was; forgets it.
+    pub fn asked(&self, action: &Digest) -> Option<Question> {
+        self.questions().asked.remove(action)
+    }
+
+    /// Notes that a build has used an entry of its own realm.
+    pub fn used(&self, action: Digest) {
+        if let Some(forecast) = &self.forecast {
+            forecast.used(&action);
+        }
+        let mut log = self.log();
+        if log.order.len() < ROWS_MAX && log.seen.insert(action) {
+            log.order.push(action);
+        }
+    }
+
+    /// What was used, in order of first use, if there is more than was written.
+    pub fn unwritten(&self) -> Option<Vec<Digest>> {
+        let log = self.log();
+        (log.order.len() > log.written).then(|| log.order.clone())
+    }
+
+    /// The first `count` uses are in a manifest.
+    pub fn written(&self, count: usize) {
+        self.log().written = count;
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a hit has saved: an archive is compiled again unless its output is there too.
+    fn saves(&self, action: &Digest, lookup: &Lookup) -> u64 {
+        let Lookup::Hit(blob, _) = lookup else { return 0 };
+        let needs = if blob.meta.class == Class::Archive { Needs::Stdout } else { Needs::Nothing };
+        let mut questions = self.questions();
+        questions.asked.remove(action);
+        u64::from(questions.groups.hit(action, blob.meta.cost_ms, needs))
+    }
+
+    /// Counts what a lookup in the daemon came to.
+    pub fn count(&self, action: &Digest, lookup: &Lookup) {
+        let saved = self.saves(action, lookup);
+        self.saved_ms.add(saved);
+        match lookup {
+            Lookup::Hit(blob, Found::Upstream | Found::Coalesced) => {
+                self.hits_upstream.inc();
+                self.bytes_in.add(blob.meta.size);
+            }
+            Lookup::Hit(_, Found::Memory | Found::Disk | Found::Native) => self.hits_near.inc(),
+            Lookup::Miss(_) => self.misses.inc(),
+        }
     }
 
     /// Adds what a helper has answered by itself since its last report.
@@ -72,18 +217,29 @@ impl Session {
 
     /// The first word about them counts: all helpers of a session build one commit.
     pub fn parents_are(&self, ids: &[String]) {
-        if !ids.is_empty() {
+        if ids.is_empty() {
+            return;
+        }
+        let parents =
             self.parents.get_or_init(|| ids.iter().map(|id| id.as_str().into()).collect());
+        if let Some(forecast) = &self.forecast {
+            forecast.parents_are(parents);
         }
     }
 
     pub fn helper_came(&self) {
         self.helpers.inc();
         self.ended.set(0);
+        if let Some(forecast) = &self.forecast {
+            forecast.want();
+        }
     }
 
     pub fn helper_left(&self, at: Timestamp) {
         self.left.inc();
+        if let Some(forecast) = &self.forecast {
+            forecast.unwant();
+        }
         if self.left.get() >= self.helpers.get() {
             self.ended.set(at.seconds());
         }
@@ -98,6 +254,8 @@ impl Session {
 #[derive(Debug)]
 pub struct Sessions {
     list: Mutex<VecDeque<Arc<Session>>>,
+    /// A session has ended, or somebody wants its manifest.
+    news: Notify,
     clock: Clock,
 }
 
@@ -116,11 +274,15 @@ pub struct Opening<'a> {
 
 impl Sessions {
     pub fn new(clock: Clock) -> Self {
-        Self { list: Mutex::default(), clock }
+        Self { list: Mutex::default(), news: Notify::new(), clock }
     }
 
-    /// The session with this id and realm, begun if it is new.
-    pub fn open(&self, opening: &Opening<'_>) -> Arc<Session> {
+    /// The session with this id and realm, begun if it is new, with a forecast if there may be one.
+    pub fn open(
+        &self,
+        opening: &Opening<'_>,
+        forecast: impl FnOnce() -> Option<Arc<Forecast>>,
+    ) -> Arc<Session> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |s: &&Arc<Session>| *s.id == *opening.id && s.realm == opening.realm;
         if let Some(found) = list.iter().find(same) {
@@ -150,6 +312,11 @@ impl Sessions {
             bytes_in: Counter::default(),
             saved_ms: Counter::default(),
             waited_ms: Counter::default(),
+            forecast: forecast(),
+            questions: Mutex::default(),
+            log: Mutex::default(),
+            processors: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            clock: self.clock.clone(),
         });
         session.parents_are(opening.parents);
         list.push_back(session.clone());
@@ -158,6 +325,15 @@ impl Sessions {
 
     pub fn list(&self) -> Vec<Arc<Session>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Wakes whoever writes manifests.
+    pub fn tell(&self) {
+        self.news.notify_one();
+    }
+
+    pub async fn told(&self) {
+        self.news.notified().await;
     }
 
     pub fn any_live(&self) -> bool {
@@ -182,10 +358,10 @@ mod tests {
             default_branch: "main",
             parents: &[],
         };
-        let session = sessions.open(&opening);
+        let session = sessions.open(&opening, || None);
         assert_eq!((&*session.branch, &*session.default_branch), ("feature", "main"));
         assert_eq!(session.parents.get(), None);
-        sessions.open(&Opening { parents: &ids, ..opening });
+        sessions.open(&Opening { parents: &ids, ..opening }, || None);
         session.parents_are(&ids[..1]);
         let known: Vec<&str> = session.parents.get().unwrap().iter().map(|id| &**id).collect();
         assert_eq!(known, ids);

@@ -7,6 +7,7 @@ use crate::backend::{BackendError, Fetched, Name, Space};
 use crate::cache::fetch::GO_VALUE_MAX;
 use crate::cache::flight::End;
 use crate::cache::frames::Standing;
+use crate::cache::policy::statistics::Kind as Question;
 use crate::cache::realm::Upstream;
 use crate::cache::{Cache, action_of};
 use crate::entry::action::{Frame, GoEntry};
@@ -15,8 +16,24 @@ use crate::store::file::{Finished, Staged};
 
 impl Cache {
     /// Action, frame, output: the action may carry the frame, or name it.
-    pub(super) async fn fetch_go(&self, upstream: &Upstream, name: &Name, key: &Key) -> End {
-        let value = match self.fetch_small(upstream, name, GO_VALUE_MAX).await {
+    pub(super) async fn fetch_go(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        key: &Key,
+        question: Question,
+    ) -> End {
+        let began = self.inner.clock.elapsed();
+        let value = self.fetch_small(upstream, name, GO_VALUE_MAX).await;
+        let is_hit = match &value {
+            Ok(_) => Ok(true),
+            Err(End::Failed(Why::Absent)) => Ok(false),
+            Err(End::Failed(why)) => Err(*why),
+            Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
+        };
+        let took = self.inner.clock.elapsed().saturating_sub(began);
+        self.learn_answer(upstream, question, is_hit, took);
+        let value = match value {
             Ok(value) => value,
             Err(end) => return end,
         };
@@ -138,7 +155,7 @@ fn in_cas(beside: &Name, digest: &Digest) -> Name {
 }
 
 /// An output on its way out of its frame.
-struct Unpacking {
+pub(super) struct Unpacking {
     decoder: zstd::stream::write::Decoder<'static, Bounded>,
 }
 
@@ -164,17 +181,17 @@ impl Unpacking {
     /// Larger windows would let a hostile frame take memory.
     const WINDOW_LOG_MAX: u32 = 27;
 
-    fn new(staged: Staged, size: u64) -> Result<Self, Why> {
+    pub(super) fn new(staged: Staged, size: u64) -> Result<Self, Why> {
         let decoder = zstd::stream::write::Decoder::new(Bounded { staged, left: size })
             .and_then(|mut decoder| decoder.window_log_max(Self::WINDOW_LOG_MAX).map(|()| decoder));
         decoder.map(|decoder| Self { decoder }).map_err(|_| Why::Fault)
     }
 
-    fn feed(&mut self, piece: &[u8]) -> Result<(), Why> {
+    pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), Why> {
         std::io::Write::write_all(&mut self.decoder, piece).map_err(|_| Why::Fault)
     }
 
-    fn finish(mut self) -> Result<Finished, Why> {
+    pub(super) fn finish(mut self) -> Result<Finished, Why> {
         std::io::Write::flush(&mut self.decoder).map_err(|_| Why::Fault)?;
         Ok(self.decoder.into_inner().staged.finish())
     }

@@ -8,12 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::cache::GoPut;
-use crate::entry::{Body, BodyError, Class, Digest, Found, Incoming, Key, Lookup, Meta, Why};
+use crate::entry::{BodyError, Class, Digest, Incoming, Key, Meta};
 use crate::frontend::Frontend;
 use crate::frontend::listener::Peer;
 use crate::tasks::Shutdown;
@@ -21,8 +20,10 @@ use crate::telemetry::metrics::Protocol;
 use crate::units::Timestamp;
 use crate::wire::go::{self as wire, Entry, Frame, PIECE_MAX, Report};
 
+mod answers;
 mod hello;
 
+use answers::{look_up, send_output};
 use hello::{Guest, refused};
 
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -113,6 +114,7 @@ impl Conversation {
     fn close(&self) {
         if let Some(session) = &self.guest.session {
             session.helper_left(self.frontend.inner.cache.clock().now());
+            self.frontend.inner.cache.sessions().tell();
         }
     }
 
@@ -186,10 +188,16 @@ impl Conversation {
                     false
                 }
             };
-        if let Some(session) = &self.guest.session {
-            session.puts.inc();
-        }
+        self.count_put(&action, entry);
         self.answers.send(Frame::Done { id, stored }).await.is_ok()
+    }
+
+    fn count_put(&self, action: &Digest, entry: &Entry) {
+        let Some(session) = &self.guest.session else { return };
+        session.puts.inc();
+        session.used(*action);
+        let cache = &self.frontend.inner.cache;
+        cache.learn_built(&self.guest.realm, session, action, &meta_of(entry));
     }
 
     fn put_bytes(&mut self, id: u64, action: Digest, entry: &Entry) -> bool {
@@ -216,6 +224,7 @@ impl Conversation {
                 && cache.put_go_bytes(&guest.realm, &action, meta, body, upload).await.is_ok();
             if let Some(session) = &guest.session {
                 session.puts.inc();
+                session.used(action);
             }
             // A helper that left does not hear it.
             let _ = answers.send(Frame::Done { id, stored }).await;
@@ -240,6 +249,9 @@ impl Conversation {
                 let key = Key::go(realm.id, Digest(*action));
                 let Some(row) = store.find(&key) else { continue };
                 store.touch(&key, &row);
+                if let Some(session) = &self.guest.session {
+                    session.used(Digest(*action));
+                }
                 let content = Key::content(row.digest);
                 if let Some(row) = store.find(&content) {
                     store.touch(&content, &row);
@@ -283,62 +295,6 @@ impl Conversation {
     }
 }
 
-/// Answers a lookup. What comes back is for a helper that does not see the store: the entry that it
-/// was asked for, to be sent.
-async fn look_up(
-    frontend: &Frontend,
-    guest: &Guest,
-    answers: &mpsc::Sender<Frame>,
-    id: u64,
-    action: Digest,
-    c_env: u64,
-) -> Option<(Entry, Body)> {
-    let cache = &frontend.inner.cache;
-    let began = cache.clock().elapsed();
-    let lookup = cache.get_go(&guest.realm, &action, c_env).await;
-    let waited = cache.clock().elapsed().saturating_sub(began);
-    if let Some(session) = &guest.session {
-        session.count(&lookup, u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
-    }
-    let answer = match lookup {
-        Lookup::Miss(why) => Frame::Miss { id, why: why_number(why) },
-        Lookup::Hit(blob, found) => {
-            let entry = entry_of(&blob.meta, found);
-            if guest.sees_store.load(Ordering::Relaxed) {
-                Frame::Hit { id, entry }
-            } else {
-                match cache.output(&blob.meta.digest).await {
-                    Some(body) => return Some((entry, body)),
-                    None => Frame::Miss { id, why: why_number(Why::Fault) },
-                }
-            }
-        }
-    };
-    // Who has left needs no answer.
-    let _ = answers.send(answer).await;
-    None
-}
-
-async fn send_output(outputs: &mpsc::Sender<Frame>, id: u64, entry: Entry, body: Body) {
-    if outputs.send(Frame::HitBytes { id, entry }).await.is_err() {
-        return;
-    }
-    let mut chunks = body.into_chunks();
-    while let Some(Ok(chunk)) = chunks.next().await {
-        for piece in chunk.chunks(PIECE_MAX) {
-            // Copied when there is room, so that no more copies are held than are queued.
-            let Ok(room) = outputs.reserve().await else { return };
-            room.send(Frame::Piece { id, bytes: piece.to_vec() });
-        }
-    }
-    // A body that broke off ends here too: its digest does not match, and the helper misses.
-    let _ = outputs.send(Frame::Piece { id, bytes: Vec::new() }).await;
-}
-
-fn why_number(why: Why) -> u8 {
-    Why::ALL.iter().position(|w| *w == why).and_then(|n| u8::try_from(n).ok()).unwrap_or(0)
-}
-
 fn meta_of(entry: &Entry) -> Meta {
     let mut meta = Meta::new(
         Digest(entry.output),
@@ -349,24 +305,6 @@ fn meta_of(entry: &Entry) -> Meta {
     meta.cost_ms = entry.cost_ms;
     meta.c_env = entry.c_env;
     meta
-}
-
-fn entry_of(meta: &Meta, found: Found) -> Entry {
-    Entry {
-        output: meta.digest.0,
-        size: meta.size,
-        time_ns: meta.stored.0,
-        cost_ms: meta.cost_ms,
-        c_env: meta.c_env,
-        class: meta.class as u8,
-        source: match found {
-            Found::Memory => wire::SOURCE_MEMORY,
-            Found::Disk => wire::SOURCE_DISK,
-            Found::Native => wire::SOURCE_NATIVE,
-            Found::Upstream => wire::SOURCE_UPSTREAM,
-            Found::Coalesced => wire::SOURCE_COALESCED,
-        },
-    }
 }
 
 async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<Frame>> {

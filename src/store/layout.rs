@@ -67,6 +67,9 @@ impl Layout {
     pub fn spool(&self) -> PathBuf {
         self.dir.join("spool")
     }
+    pub fn notes(&self) -> PathBuf {
+        self.dir.join("notes")
+    }
     pub fn nonce(&self) -> PathBuf {
         self.dir.join("nonce")
     }

@@ -5,6 +5,7 @@
 //! part of it says `#[expect(dead_code, reason = "...")]` on its `mod` line.
 
 pub(crate) mod cache_server;
+pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod install;
 pub(crate) mod nginx;

@@ -65,6 +65,7 @@ impl Machine {
             .stdout(Stdio::null())
             .stderr(log);
         let child = command.spawn()?;
+        checkout(&home)?;
         let mut machine = Self { name, home, upstream, child };
         machine.wait_until_it_answers()?;
         Ok(machine)
@@ -184,4 +185,16 @@ fn larder(home: &Path, upstream: Option<&str>) -> Result<Command, Broken> {
         .current_dir(home)
         .process_group(0);
     Ok(command)
+}
+
+/// As much of a clone as tells which repository and commit is built here: by these, what machine A
+/// has used is found by machine B.
+fn checkout(home: &Path) -> std::io::Result<()> {
+    let git = home.join(".git");
+    std::fs::create_dir_all(&git)?;
+    std::fs::write(git.join("HEAD"), "0123456789abcdef0123456789abcdef01234567\n")?;
+    std::fs::write(
+        git.join("config"),
+        "[remote \"origin\"]\n\turl = https://example.com/demo.git\n",
+    )
 }

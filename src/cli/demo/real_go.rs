@@ -68,7 +68,7 @@ impl Go {
         let program = machine.home().join("program");
         let log = machine.home().join("go.log");
         let mut child = Command::new(&self.program)
-            .args(["build", "-trimpath", "-o"])
+            .args(["build", "-trimpath", "-buildvcs=false", "-o"])
             .arg(&program)
             .arg(".")
             .env_clear()

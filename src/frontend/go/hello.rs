@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 
 use crate::cache::realm::{Realm, Wanted};
 use crate::cache::session::{Opening, Session};
-use crate::entry::RealmId;
 use crate::frontend::Frontend;
 use crate::frontend::listener::Peer;
 use crate::wire::go::{self as wire, Hello, Refused, Welcome};
@@ -66,26 +65,26 @@ impl Frontend {
              its own, apart from the one of that daemon (`larder stop` ends that daemon)"
                 .to_owned()
         });
-        let session = (hello.role == "go").then(|| self.session(hello, realm.id));
+        let session = (hello.role == "go").then(|| self.session(hello, &realm));
         let welcome = self.welcome(&realm, session.as_ref(), warning);
         let writes = token.is_none_or(|token| token.write);
         let sees_store = AtomicBool::new(is_local);
         Ok(Guest { hello: hello.clone(), realm, writes, is_local, sees_store, session, welcome })
     }
 
-    pub(super) fn session(&self, hello: &Hello, realm: RealmId) -> Arc<Session> {
+    pub(super) fn session(&self, hello: &Hello, realm: &Arc<Realm>) -> Arc<Session> {
         let derived = format!("{}@{}", hello.scope, hello.commit);
         let id = if hello.session.is_empty() { &derived } else { &hello.session };
         let opening = Opening {
             id,
-            realm,
+            realm: realm.id,
             scope: &hello.scope,
             commit: &hello.commit,
             branch: &hello.branch,
             default_branch: &hello.default_branch,
             parents: &hello.parents,
         };
-        self.inner.cache.sessions().open(&opening)
+        self.inner.cache.open_session(realm, &opening)
     }
 
     pub(super) fn welcome(

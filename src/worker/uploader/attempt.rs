@@ -12,7 +12,7 @@ use crate::backend::{Backend, BackendError, Upload};
 use crate::cache::frames::Standing;
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::{Cache, Outgoing};
-use crate::entry::action::{Frame, GoEntry};
+use crate::entry::action::{Frame, GoEntry, Packed};
 use crate::entry::body::Source;
 use crate::entry::{Digest, Key, Kind};
 use crate::store::Stored;
@@ -172,10 +172,11 @@ impl Attempt {
     ) -> Result<(Frame, u64), BackendError> {
         let (digest, size) = (Digest::of(&frame), frame.len() as u64);
         match self.cache.frames().get(self.realm.id, &entry.digest) {
-            Some(Standing::Packed(packed)) if packed.digest == digest => {
-                return Ok((Frame::Packed(packed), 0));
+            // It may be another frame of the same output: a manifest does not tell frames apart.
+            Some(Standing::Packed(packed)) => {
+                return Ok((Frame::Packed(Packed { digest, ..packed }), 0));
             }
-            _ => {}
+            Some(Standing::Alone { .. }) | None => {}
         }
         let packer = &self.packing.packer;
         if packer.takes(self.realm.id, &frame) {

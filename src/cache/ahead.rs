@@ -1,0 +1,160 @@
+//! What is fetched ahead of a build: outputs that manifests name, kept before anybody asks for them.
+//!
+//! Each is a flight from the moment that it is planned, so that whoever asks joins it. A worker
+//! plans and fetches; here are the steps that touch the tiers.
+
+use bytes::Bytes;
+
+use crate::backend::Name;
+use crate::cache::Cache;
+use crate::cache::flight::{End, Joined, Leader};
+use crate::cache::forecast::Forecast;
+use crate::cache::realm::{Realm, Upstream};
+use crate::cache::unpack::Unpacking;
+use crate::entry::{Digest, Key, Meta, RealmId, Why};
+use crate::manifest::Row;
+use crate::store::file::Finished;
+use crate::store::record::Place;
+
+/// An entry that is on its way. Dropping it tells whoever waits for it to ask.
+#[derive(Debug)]
+pub struct Expected {
+    pub row: Row,
+    leader: Leader,
+}
+
+impl Expected {
+    fn meta(&self) -> Meta {
+        let row = &self.row;
+        let mut meta = Meta::new(row.output, row.size, row.stored, row.class);
+        meta.cost_ms = row.cost_ms;
+        meta.c_env = row.c_env;
+        meta
+    }
+}
+
+impl Cache {
+    /// Whether the action's output is in place. Blocks.
+    pub fn has_go(&self, realm: RealmId, action: &Digest) -> bool {
+        self.inner.store.find_go(&Key::go(realm, *action)).is_some()
+    }
+
+    /// Whether an output is in place under its digest, whoever it was for. Blocks.
+    pub fn has_output(&self, output: &Digest) -> bool {
+        let key = Key::content(*output);
+        self.inner
+            .store
+            .find(&key)
+            .is_some_and(|row| row.place == Place::File && self.inner.store.is_sound(&key, &row))
+    }
+
+    /// Begins the flight of an entry; None if somebody fetches it already.
+    pub fn expect(&self, realm: RealmId, row: Row) -> Option<Expected> {
+        match self.inner.flights.join(realm, &Key::go(realm, row.action)) {
+            Joined::First(leader, _) => Some(Expected { row, leader }),
+            Joined::Later(_) => None,
+        }
+    }
+
+    /// Lets what is expected go on as a single question of its own.
+    pub fn ask_ahead(&self, realm: &Realm, expected: Expected) {
+        let Some(upstream) = realm.upstream.clone() else { return };
+        let key = Key::go(realm.id, expected.row.action);
+        let name = realm.name_of(&key);
+        let question = crate::cache::policy::statistics::Kind::Listed;
+        let flight = self.clone().fly(expected.leader, upstream, realm.id, name, key, question);
+        self.inner.tasks.spawn("fetch", flight);
+    }
+
+    /// Unpacks a frame and keeps its output for all entries that name it; false if the frame is not
+    /// what they say, or there is no room. Blocks.
+    pub fn keep_ahead(
+        &self,
+        realm: RealmId,
+        forecast: &Forecast,
+        expected: Vec<Expected>,
+        frame: &[Bytes],
+    ) -> bool {
+        let Some((output, size)) = expected.first().map(|e| (e.row.output, e.row.size)) else {
+            return true;
+        };
+        let finished = self.unpack_ahead(&output, size, frame);
+        let kept = finished.is_some_and(|mut f| self.inner.store.place(&mut f, None).is_ok());
+        if kept {
+            self.record_ahead(realm, forecast, expected, true);
+        } else {
+            expected.iter().for_each(|e| forecast.left(&e.row.action));
+        }
+        kept
+    }
+
+    fn unpack_ahead(&self, output: &Digest, size: u64, frame: &[Bytes]) -> Option<Finished> {
+        if !self.inner.store.has_room(size) {
+            return None;
+        }
+        let mut unpacking = Unpacking::new(self.inner.store.stage(), size).ok()?;
+        let fed = frame.iter().try_for_each(|piece| unpacking.feed(piece));
+        let finished = fed.and_then(|()| unpacking.finish()).ok()?;
+        if finished.digest != *output || finished.size != size {
+            self.inner.metrics.corrupt.inc();
+            tracing::warn!(%output, "upstream: a frame that is not what the manifest says was not taken");
+            return None;
+        }
+        Some(finished)
+    }
+
+    /// Records entries whose output is in place. Blocks.
+    pub fn record_ahead(
+        &self,
+        realm: RealmId,
+        forecast: &Forecast,
+        expected: Vec<Expected>,
+        is_fetched: bool,
+    ) {
+        for entry in expected {
+            let key = Key::go(realm, entry.row.action);
+            let meta = entry.meta();
+            if let Some(row) = self.inner.store.find_go(&key) {
+                // Put here while it was fetched: theirs was acknowledged, and is newer.
+                forecast.arrived(&entry.row.action, false);
+                entry.leader.end(End::Stored(row.meta()));
+                continue;
+            }
+            match self.inner.store.record_go(&key, &meta, None) {
+                Ok(()) => {
+                    forecast.arrived(&entry.row.action, is_fetched);
+                    self.inner.absent.remove(realm, &key);
+                    if is_fetched {
+                        self.inner.confirmed.insert(realm, &key, meta.digest);
+                    }
+                    entry.leader.end(End::Stored(meta));
+                }
+                Err(error) => {
+                    tracing::debug!(%key, %error, "fetched ahead but not kept");
+                    forecast.left(&entry.row.action);
+                }
+            }
+        }
+    }
+
+    /// The output that is empty, in place as a file. Blocks.
+    pub fn place_empty(&self) -> bool {
+        self.has_output(&Digest::EMPTY)
+            || self.inner.store.place(&mut self.inner.store.stage().finish(), None).is_ok()
+    }
+
+    /// A small value, straight from upstream: no tier may answer with an older one.
+    pub async fn read_value(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, Why> {
+        match self.fetch_small(upstream, name, limit).await {
+            Ok(value) => Ok(Some(value)),
+            Err(End::Failed(Why::Absent)) => Ok(None),
+            Err(End::Failed(why)) => Err(why),
+            Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
+        }
+    }
+}

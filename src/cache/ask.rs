@@ -1,0 +1,299 @@
+//! Go's lookups beyond this machine: ask, wait or build, within the session's clock.
+//!
+//! `policy` decides; here are what it decides by, the questions themselves, and what is learned from
+//! the answers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::cache::flight::{Arrival, End, Joined};
+use crate::cache::forecast::{Aim, Forecast, Phase};
+use crate::cache::policy::ask::{Decision, Known};
+use crate::cache::policy::statistics::{Kind as Question, Statistics};
+use crate::cache::realm::{Realm, Upstream};
+use crate::cache::session::{Opening, Session};
+use crate::cache::{Cache, FETCH_WAIT};
+use crate::entry::{Blob, Body, Digest, Found, Key, Lookup, Meta, RealmId, Why};
+use crate::store::Store;
+use crate::units::Timestamp;
+
+/// A build's first questions wait so long for the manifests to be read, if its clock permits.
+const FORECAST_WAIT: Duration = Duration::from_millis(800);
+/// What is kept of an upstream in the store, under its name.
+const NOTE: &str = "statistics";
+
+/// What each upstream is like.
+pub(super) struct Estimates {
+    by_upstream: HashMap<Arc<str>, Mutex<Statistics>>,
+}
+
+impl Estimates {
+    pub(super) fn new(upstreams: &[Upstream], store: &Store) -> Self {
+        let remembered = |upstream: &Upstream| {
+            let bytes = store.note(&note_of(upstream))?;
+            Statistics::decode(&bytes)
+        };
+        let by_upstream = upstreams
+            .iter()
+            .map(|u| (u.name.clone(), Mutex::new(remembered(u).unwrap_or_default())))
+            .collect();
+        Self { by_upstream }
+    }
+
+    fn with<T>(&self, upstream: &str, act: impl FnOnce(&mut Statistics) -> T) -> Option<T> {
+        let statistics = self.by_upstream.get(upstream)?;
+        Some(act(&mut statistics.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// Another URL under the same name is another upstream.
+fn note_of(upstream: &Upstream) -> String {
+    let digest = Digest::of(upstream.url.as_bytes()).to_string();
+    format!("{NOTE}-{}", &digest[..16])
+}
+
+impl Cache {
+    /// A helper's session, with the forecast that it shares with all who build the same.
+    pub fn open_session(&self, realm: &Arc<Realm>, opening: &Opening<'_>) -> Arc<Session> {
+        self.inner.sessions.open(opening, || {
+            let has_upstream = realm.chain().any(|realm| realm.upstream.is_some());
+            let is_aimed = !opening.scope.is_empty() && !opening.commit.is_empty();
+            (has_upstream && is_aimed).then(|| {
+                self.inner.forecasts.open(Aim {
+                    realm: realm.clone(),
+                    scope: opening.scope.into(),
+                    commit: opening.commit.into(),
+                    branch: opening.branch.into(),
+                    default_branch: opening.default_branch.into(),
+                })
+            })
+        })
+    }
+
+    /// What this machine has of a Go action, in the realm or in the one that it trusts.
+    pub(super) async fn local_go(&self, realm: &Realm, action: &Digest) -> Option<Blob> {
+        for realm in realm.chain() {
+            let key = Key::go(realm.id, *action);
+            if let Some(row) = self.inner.store.find(&key)
+                && let Some(blob) = self.go_blob(&key, &row).await
+            {
+                return Some(blob);
+            }
+        }
+        None
+    }
+
+    /// A key that is not here: within the session's clock, if there is one.
+    pub(super) async fn ask_for(
+        &self,
+        realm: &Realm,
+        session: Option<&Session>,
+        action: &Digest,
+    ) -> Lookup {
+        let is_absent = |realm: &&Realm| {
+            let key = Key::go(realm.id, *action);
+            realm.upstream.is_none() || self.inner.absent.contains(realm.id, &key)
+        };
+        if realm.chain().all(|realm| is_absent(&realm)) {
+            return Lookup::Miss(Why::Absent);
+        }
+        let Some(session) = session else { return self.ask_chain(realm, action, FETCH_WAIT).await };
+        if let Some(blob) = self.await_forecast(realm, session, action).await {
+            return Lookup::Hit(blob, Found::Disk);
+        }
+        let lookup = self.ask_once(realm, session, action).await;
+        match (&lookup, &session.forecast) {
+            // What was to come has been given up: then it is asked for.
+            (Lookup::Miss(Why::Fault), Some(forecast))
+                if matches!(forecast.word(action, 0.0), Known::Listed { .. }) =>
+            {
+                if let Some(blob) = self.local_go(realm, action).await {
+                    return Lookup::Hit(blob, Found::Disk);
+                }
+                self.ask_once(realm, session, action).await
+            }
+            _ => lookup,
+        }
+    }
+
+    /// Waits for the manifests of a build that has just begun; what they bring may be here then.
+    async fn await_forecast(
+        &self,
+        realm: &Realm,
+        session: &Session,
+        action: &Digest,
+    ) -> Option<Blob> {
+        let forecast = session.forecast.as_ref()?;
+        if forecast.phase() != Phase::Loading {
+            return None;
+        }
+        let (most, _wait) = session.wait(FORECAST_WAIT)?;
+        // Late or never: then it goes on as if there were none.
+        let _ = tokio::time::timeout(most, forecast.told()).await;
+        self.local_go(realm, action).await
+    }
+
+    async fn ask_once(&self, realm: &Realm, session: &Session, action: &Digest) -> Lookup {
+        let now = self.inner.clock.now();
+        let upstream = realm.upstream.as_ref().map(|upstream| upstream.name.clone());
+        let upstream = upstream.unwrap_or_else(|| "".into());
+        let statistics = &self.inner.statistics;
+        let speed = statistics.with(&upstream, |s| {
+            let kind = session.forecast.as_ref().map_or(Known::NoManifest, |f| f.word(action, 0.0));
+            (s.estimate((&kind).into(), now), s.speed(now), s.typical_cost_ms(now))
+        });
+        let Some((estimate, speed, typical)) = speed else {
+            return self.ask_chain(realm, action, FETCH_WAIT).await;
+        };
+        let known = session.forecast.as_ref().map_or(Known::NoManifest, |forecast| {
+            forecast.word(action, estimate.bandwidth_bytes_per_ms)
+        });
+        let (decision, _wait) = session.decide(action, &known, &estimate, speed, typical);
+        statistics.with(&upstream, |s| s.observe_decision((&known).into(), decision));
+        match decision {
+            Decision::Build => Lookup::Miss(Why::Policy),
+            Decision::Probe => {
+                for realm in realm.chain() {
+                    // Nobody waits for it; what it brings is kept and learned from.
+                    let _ = self.join_go(realm, &Key::go(realm.id, *action), (&known).into());
+                }
+                Lookup::Miss(Why::Policy)
+            }
+            Decision::Wait { most_ms } | Decision::Ask { most_ms } => {
+                let most = Duration::from_millis(most_ms);
+                self.ask_chain_as(realm, action, most, (&known).into()).await
+            }
+        }
+    }
+
+    async fn ask_chain(&self, realm: &Realm, action: &Digest, most: Duration) -> Lookup {
+        self.ask_chain_as(realm, action, most, Question::NoManifest).await
+    }
+
+    /// The realm and the one that it trusts, one after the other, within one deadline.
+    async fn ask_chain_as(
+        &self,
+        realm: &Realm,
+        action: &Digest,
+        most: Duration,
+        question: Question,
+    ) -> Lookup {
+        let asking = async {
+            let mut why = Why::Absent;
+            for realm in realm.chain() {
+                let key = Key::go(realm.id, *action);
+                match self.upstream_go(realm, &key, question).await {
+                    Ok((blob, found)) => return Lookup::Hit(blob, found),
+                    Err(Why::Absent) => {}
+                    Err(other) => why = other,
+                }
+            }
+            Lookup::Miss(why)
+        };
+        tokio::time::timeout(most, asking).await.unwrap_or(Lookup::Miss(Why::Deadline))
+    }
+
+    async fn upstream_go(
+        &self,
+        realm: &Realm,
+        key: &Key,
+        question: Question,
+    ) -> Result<(Blob, Found), Why> {
+        if self.inner.absent.contains(realm.id, key) {
+            return Err(Why::Absent);
+        }
+        let Some((follower, found)) = self.join_go(realm, key, question) else {
+            return Err(Why::Absent);
+        };
+        match follower.arrival().await {
+            Arrival::Ended(End::Stored(meta) | End::Held(meta, _)) => {
+                Ok((Blob { meta, body: Body::Bytes(bytes::Bytes::new()) }, found))
+            }
+            Arrival::Ended(End::Failed(why)) => Err(why),
+            Arrival::Streaming { .. } => Err(Why::Fault),
+        }
+    }
+
+    /// The flight for a key, begun if there is none.
+    fn join_go(
+        &self,
+        realm: &Realm,
+        key: &Key,
+        question: Question,
+    ) -> Option<(crate::cache::flight::Follower, Found)> {
+        let upstream = realm.upstream.as_ref()?;
+        Some(match self.inner.flights.join(realm.id, key) {
+            Joined::Later(follower) => (follower, Found::Coalesced),
+            Joined::First(leader, follower) => {
+                let name = realm.name_of(key);
+                let cache = self.clone();
+                let flight =
+                    cache.fly(leader, upstream.clone(), realm.id, name, key.clone(), question);
+                self.inner.tasks.spawn("fetch", flight);
+                (follower, Found::Upstream)
+            }
+        })
+    }
+
+    /// A session has built what nobody had.
+    pub fn learn_built(&self, realm: &Realm, session: &Session, action: &Digest, meta: &Meta) {
+        let asked = session.asked(action);
+        let Some(upstream) = &realm.upstream else { return };
+        let now = self.inner.clock.now();
+        let recorded = session.forecast.as_ref().and_then(|f| f.cost_of(action));
+        self.inner.statistics.with(&upstream.name, |s| {
+            s.observe_built(meta.cost_ms, meta.class.is_machine_bound(), asked, now);
+            if let Some(recorded) = recorded {
+                s.observe_speed(meta.cost_ms, recorded, now);
+            }
+        });
+    }
+
+    pub(super) fn learn_answer(
+        &self,
+        upstream: &Upstream,
+        question: Question,
+        is_hit: Result<bool, Why>,
+        took: Duration,
+    ) {
+        let (ms, now) = (took.as_secs_f64() * 1000.0, self.inner.clock.now());
+        self.inner.statistics.with(&upstream.name, |s| match is_hit {
+            Ok(is_hit) => s.observe_answer(question, is_hit, ms, now),
+            Err(_) => s.observe_fault(question, ms, now),
+        });
+    }
+
+    /// A body has come in one stream.
+    pub fn learn_transfer(&self, upstream: &Upstream, bytes: u64, took: Duration) {
+        let (ms, now) = (took.as_secs_f64() * 1000.0, self.inner.clock.now());
+        self.inner.statistics.with(&upstream.name, |s| s.observe_transfer(bytes, ms, now));
+    }
+
+    /// What upstream is expected to send in a millisecond; zero if nothing was measured.
+    pub fn bandwidth_of(&self, upstream: &Upstream, now: Timestamp) -> f64 {
+        let estimate =
+            self.inner.statistics.with(&upstream.name, |s| s.estimate(Question::Listed, now));
+        estimate.map_or(0.0, |estimate| estimate.bandwidth_bytes_per_ms)
+    }
+
+    /// Keeps what was learned of the upstreams for the next daemon; blocks.
+    pub fn save_statistics(&self) {
+        for upstream in self.inner.realms.upstreams() {
+            let bytes = self.inner.statistics.with(&upstream.name, |s| s.encode());
+            if let Some(bytes) = bytes {
+                self.inner.store.keep_note(&note_of(upstream), &bytes);
+            }
+        }
+    }
+
+    /// The forecast of a command that wants one without a build.
+    pub fn forecast(&self, aim: Aim) -> Arc<Forecast> {
+        self.inner.forecasts.open(aim)
+    }
+
+    /// Whether a realm's flight for this key is on its way.
+    pub fn is_flying(&self, realm: RealmId, key: &Key) -> bool {
+        self.inner.flights.is_flying(realm, key)
+    }
+}

@@ -1,0 +1,293 @@
+//! What a build is expected to need, as manifests of earlier builds foretell it.
+//!
+//! One forecast for each realm, scope and commit: sessions that build the same share it. A worker
+//! reads the manifests and fills it in; requests wait for it a bounded time, then see in it what is
+//! on its way. It only predicts: nothing is believed because a forecast says so.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::cache::policy::ask::Known;
+use crate::cache::realm::Realm;
+use crate::entry::Digest;
+use crate::units::Clock;
+
+/// Forecasts that are remembered; the oldest give way.
+const FORECASTS_MAX: usize = 64;
+/// Somebody else may have built meanwhile: then manifests are read anew.
+const FRESH_FOR: Duration = Duration::from_secs(5);
+
+/// What is on its way is waited for as if building it took at least so long.
+const COMING_COST_MIN_MS: u32 = 150;
+
+/// What is asked of the past.
+#[derive(Clone, Debug)]
+pub struct Aim {
+    pub realm: Arc<Realm>,
+    pub scope: Arc<str>,
+    pub commit: Arc<str>,
+    pub branch: Arc<str>,
+    pub default_branch: Arc<str>,
+}
+
+impl Aim {
+    fn is_same(&self, other: &Self) -> bool {
+        self.realm.id == other.realm.id && self.scope == other.scope && self.commit == other.commit
+    }
+}
+
+/// How far a forecast is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Loading,
+    /// What is listed is known.
+    Known,
+    /// There is no manifest, or none could be read.
+    Nothing,
+}
+
+/// An entry that a manifest names.
+#[derive(Debug)]
+pub struct Listed {
+    pub cost_ms: u32,
+    pub frame_bytes: u64,
+    /// Bytes that are fetched before it.
+    pub before: u64,
+    state: AtomicU8,
+}
+
+const WANTED: u8 = 0;
+const THERE: u8 = 1;
+const FETCHED: u8 = 2;
+const USED: u8 = 3;
+const LEFT: u8 = 4;
+
+impl Listed {
+    pub fn new(cost_ms: u32, frame_bytes: u64, before: u64) -> Self {
+        Self { cost_ms, frame_bytes, before, state: AtomicU8::new(WANTED) }
+    }
+
+    /// It was on this machine already.
+    pub fn there(self) -> Self {
+        self.state.store(THERE, Ordering::Relaxed);
+        self
+    }
+
+    fn turn(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Forecast {
+    pub aim: Aim,
+    made: Duration,
+    phase: watch::Sender<Phase>,
+    parents: watch::Sender<Option<Vec<Arc<str>>>>,
+    listed: OnceLock<HashMap<Digest, Listed>>,
+    /// Bytes of the plan that are here.
+    pub arrived_bytes: AtomicU64,
+    pub fetched: AtomicU64,
+    pub used: AtomicU64,
+    /// Sessions and commands that want it.
+    wanted_by: AtomicU64,
+    is_done: AtomicBool,
+    done: Notify,
+}
+
+impl Forecast {
+    fn new(aim: Aim, made: Duration) -> Self {
+        Self {
+            aim,
+            made,
+            phase: watch::Sender::new(Phase::Loading),
+            parents: watch::Sender::new(None),
+            listed: OnceLock::new(),
+            arrived_bytes: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            wanted_by: AtomicU64::new(0),
+            is_done: AtomicBool::new(false),
+            done: Notify::new(),
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Returns when it is known what is listed, or that nothing is.
+    pub async fn told(&self) {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as this does.
+        let _ = phase.wait_for(|phase| *phase != Phase::Loading).await;
+    }
+
+    /// The first word about parents counts.
+    pub fn parents_are(&self, parents: &[Arc<str>]) {
+        self.parents.send_if_modified(|known| {
+            let is_news = known.is_none();
+            if is_news {
+                *known = Some(parents.to_vec());
+            }
+            is_news
+        });
+    }
+
+    /// The parents, once a helper has said them; empty if none does in time.
+    pub async fn parents(&self, within: Duration) -> Vec<Arc<str>> {
+        let mut parents = self.parents.subscribe();
+        let said = tokio::time::timeout(within, parents.wait_for(Option::is_some)).await;
+        match said {
+            Ok(Ok(parents)) => parents.clone().unwrap_or_default(),
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
+
+    /// Says what is listed; the flights of what is wanted have begun by now.
+    pub fn list(&self, listed: HashMap<Digest, Listed>) {
+        // Only the worker that reads the manifests lists, and does so once.
+        let _ = self.listed.set(listed);
+        self.phase.send_replace(Phase::Known);
+    }
+
+    pub fn nothing(&self) {
+        self.phase.send_replace(Phase::Nothing);
+        self.finish();
+    }
+
+    /// What is known of a key that this machine does not have. `bytes_per_ms`: how fast it comes.
+    pub fn word(&self, action: &Digest, bytes_per_ms: f64) -> Known {
+        let Some(listed) = self.listed.get() else { return Known::NoManifest };
+        let Some(entry) = listed.get(action) else { return Known::Unlisted };
+        let (cost_ms, frame_bytes) = (entry.cost_ms, entry.frame_bytes);
+        if entry.state.load(Ordering::Relaxed) != WANTED {
+            return Known::Listed { cost_ms, frame_bytes };
+        }
+        let ahead = (entry.before + entry.frame_bytes)
+            .saturating_sub(self.arrived_bytes.load(Ordering::Relaxed));
+        #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
+        let eta_ms = (bytes_per_ms > 0.0).then(|| (ahead as f64 / bytes_per_ms) as u64);
+        // It comes in any case; building it too would take processors from what else is built.
+        let cost_ms = if cost_ms == 0 { 0 } else { cost_ms.max(COMING_COST_MIN_MS) };
+        Known::Coming { cost_ms, frame_bytes, eta_ms }
+    }
+
+    /// What building it took where the manifest was made; None if it is not listed.
+    pub fn cost_of(&self, action: &Digest) -> Option<u32> {
+        self.listed.get()?.get(action).map(|entry| entry.cost_ms)
+    }
+
+    pub fn lists(&self) -> usize {
+        self.listed.get().map_or(0, HashMap::len)
+    }
+
+    /// It has been fetched ahead, or was there when its turn came.
+    pub fn arrived(&self, action: &Digest, is_fetched: bool) {
+        let Some(entry) = self.listed.get().and_then(|listed| listed.get(action)) else { return };
+        if is_fetched && entry.turn(WANTED, FETCHED) {
+            self.fetched.fetch_add(1, Ordering::Relaxed);
+        } else {
+            entry.turn(WANTED, THERE);
+        }
+    }
+
+    /// It is not fetched ahead any more: whoever needs it asks.
+    pub fn left(&self, action: &Digest) {
+        if let Some(entry) = self.listed.get().and_then(|listed| listed.get(action)) {
+            entry.turn(WANTED, LEFT);
+        }
+    }
+
+    /// A build has used it.
+    pub fn used(&self, action: &Digest) {
+        if let Some(entry) = self.listed.get().and_then(|listed| listed.get(action))
+            && entry.turn(FETCHED, USED)
+        {
+            self.used.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn want(&self) {
+        self.wanted_by.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn unwant(&self) {
+        self.wanted_by.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn is_wanted(&self) -> bool {
+        self.wanted_by.load(Ordering::Relaxed) > 0
+    }
+
+    /// Nothing more is fetched ahead for it.
+    pub fn finish(&self) {
+        self.is_done.store(true, Ordering::Release);
+        self.done.notify_waiters();
+    }
+
+    pub async fn finished(&self) {
+        let done = self.done.notified();
+        tokio::pin!(done);
+        // Enabled before the look, so that no end falls between the two.
+        done.as_mut().enable();
+        if !self.is_done.load(Ordering::Acquire) {
+            done.await;
+        }
+    }
+}
+
+/// The forecasts of a daemon.
+#[derive(Debug)]
+pub struct Forecasts {
+    list: Mutex<VecDeque<Arc<Forecast>>>,
+    asked: Mutex<VecDeque<Arc<Forecast>>>,
+    news: Notify,
+    clock: Clock,
+}
+
+impl Forecasts {
+    pub fn new(clock: Clock) -> Self {
+        Self { list: Mutex::default(), asked: Mutex::default(), news: Notify::new(), clock }
+    }
+
+    /// The forecast for this aim; a worker is asked for it if it is new.
+    pub fn open(&self, aim: Aim) -> Arc<Forecast> {
+        let now = self.clock.elapsed();
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|old| now.saturating_sub(old.made) < FRESH_FOR || old.is_wanted());
+        if let Some(known) = list.iter().find(|known| known.aim.is_same(&aim)) {
+            return known.clone();
+        }
+        if list.len() >= FORECASTS_MAX {
+            list.pop_front();
+        }
+        let forecast = Arc::new(Forecast::new(aim, now));
+        list.push_back(forecast.clone());
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push_back(forecast.clone());
+        self.news.notify_one();
+        forecast
+    }
+
+    /// The next one that is to be filled in.
+    pub async fn next(&self) -> Arc<Forecast> {
+        loop {
+            let next = self.asked.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(forecast) = next {
+                return forecast;
+            }
+            self.news.notified().await;
+        }
+    }
+
+    /// What was learned is out of date: this machine has written a newer manifest itself.
+    pub fn forget(&self, forecast: &Arc<Forecast>) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|known| !Arc::ptr_eq(known, forecast));
+    }
+}

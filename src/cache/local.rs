@@ -1,0 +1,64 @@
+//! What this machine has: memory, then disk.
+
+use crate::cache::{Cache, READ_HERE_MAX, memory};
+use crate::entry::{Blob, Body, Found, Hasher, Key};
+use crate::store::Stored;
+use crate::store::file::FileSource;
+use crate::store::record::Row;
+
+impl Cache {
+    /// What this machine has: memory, then disk.
+    pub(super) async fn local(&self, key: &Key) -> Option<(Blob, Found)> {
+        if let Some((meta, bytes)) = self.inner.memory.get(key) {
+            return Some((Blob { meta, body: Body::Bytes(bytes) }, Found::Memory));
+        }
+        let row = self.inner.store.find(key)?;
+        let blob = self.load(key, &row).await?;
+        Some((blob, Found::Disk))
+    }
+
+    /// Reads an entry; small ones here, larger ones on a thread that may wait for the disk.
+    pub(super) async fn load(&self, key: &Key, row: &Row) -> Option<Blob> {
+        let into_memory = row.size <= memory::ENTRY_MAX;
+        let read = {
+            let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
+            move || {
+                let stored = store.load(&key, &row)?;
+                if into_memory { read_whole(stored) } else { Some(stored) }
+            }
+        };
+        let stored = if row.size <= READ_HERE_MAX {
+            read()
+        } else {
+            self.inner.tasks.blocking("read an entry", read).await.flatten()
+        };
+        match stored? {
+            Stored::Bytes(meta, bytes) => {
+                self.inner.memory.offer(key, &meta, &bytes);
+                if self.inner.store.find(key).is_none_or(|now| now.digest != row.digest) {
+                    // Replaced or removed while it was read: what is newer must be what is kept.
+                    self.inner.memory.remove(key);
+                }
+                Some(Blob { meta, body: Body::Bytes(bytes) })
+            }
+            Stored::File(meta, file) => {
+                let source = Box::new(FileSource { file, tasks: self.inner.tasks.clone() });
+                let len = Some(meta.size);
+                Some(Blob { meta, body: Body::Source { len, source } })
+            }
+        }
+    }
+}
+
+/// A small file's bytes, so that the memory tier can keep them.
+fn read_whole(stored: Stored) -> Option<Stored> {
+    use std::os::unix::fs::FileExt;
+    let Stored::File(meta, file) = stored else { return Some(stored) };
+    let mut bytes = vec![0; usize::try_from(meta.size).ok()?];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    let mut hasher = Hasher::default();
+    hasher.update(&bytes);
+    // The file was vouched for by its stamp; what goes into memory is served for long, so it is
+    // looked at once more.
+    (hasher.finish() == meta.digest).then(|| Stored::Bytes(meta, bytes.into()))
+}

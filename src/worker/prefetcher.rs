@@ -1,0 +1,114 @@
+//! Fetches what a build will need before it asks, in the order in which earlier builds used it.
+//!
+//! For each forecast: the manifests are read (`sources`), what is not here yet is planned (`plan`)
+//! and becomes flights that requests join, then it is fetched in a few streams (`stream`). It stops
+//! with the last session that wants it. Nothing here is awaited by a request but its flights.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use crate::cache::Cache;
+use crate::cache::ahead::Expected;
+use crate::cache::forecast::{Forecast, Listed};
+use crate::entry::Digest;
+use crate::units::show_count;
+use crate::worker::desk::Desk;
+use crate::worker::prefetcher::plan::{Plan, Unit};
+
+mod plan;
+mod sources;
+mod stream;
+
+pub(in crate::worker) use sources::{name_of_manifest, name_of_trail, read_manifest, read_trail};
+
+/// Units under way at once: enough to fill the link while one of them waits for its answer, few
+/// enough that what is needed first comes first.
+const STREAMS: usize = 4;
+
+pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
+    let mut shutdown = cache.tasks().shutdown_signal();
+    loop {
+        desk.woke();
+        desk.set_state("idle");
+        let forecast = tokio::select! {
+            forecast = cache.forecasts().next() => forecast,
+            () = shutdown.wait() => return,
+        };
+        cache.tasks().spawn("prefetch", follow(cache.clone(), forecast));
+    }
+}
+
+/// One forecast, from its manifests to its end.
+async fn follow(cache: Cache, forecast: Arc<Forecast>) {
+    let mut shutdown = cache.tasks().shutdown_signal();
+    tokio::select! {
+        () = fulfil(&cache, &forecast) => {}
+        () = shutdown.wait() => {}
+    }
+    forecast.finish();
+}
+
+async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) {
+    let found = sources::read(cache, forecast).await;
+    if found.is_empty() {
+        return forecast.nothing();
+    }
+    for (realm, manifest) in &found {
+        sources::remember_frames(cache, realm.id, manifest);
+    }
+    let (worker, seen) = (cache.clone(), forecast.clone());
+    let planned = cache.tasks().blocking("plan", move || {
+        let realms: Vec<_> = found.into_iter().collect();
+        announce(&worker, &seen, plan::make(&worker, realms))
+    });
+    let Some(units) = planned.await else { return forecast.nothing() };
+    fetch_all(cache, forecast, units).await;
+}
+
+/// Lists everything, then records what needs no fetching. What remains is to be fetched.
+fn announce(cache: &Cache, forecast: &Forecast, plan: Plan) -> Vec<Unit> {
+    let mut listed: HashMap<Digest, Listed> = HashMap::new();
+    for (action, entry) in plan.listed {
+        listed.entry(action).or_insert(entry);
+    }
+    forecast.list(listed);
+    for (realm, expected) in plan.known {
+        cache.record_ahead(realm, forecast, expected, false);
+    }
+    plan.units
+}
+
+/// Fetches in order of first use, a few at a time.
+async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
+    let total = units.len();
+    let mut waiting = units.into_iter();
+    let mut flying = FuturesUnordered::new();
+    loop {
+        while flying.len() < STREAMS && forecast.is_wanted() {
+            let Some(unit) = waiting.next() else { break };
+            flying.push(stream::fetch(cache.clone(), forecast.clone(), unit));
+        }
+        if flying.next().await.is_none() {
+            break;
+        }
+    }
+    // Whoever needs what is left asks for it.
+    for unit in waiting {
+        unit.expected().for_each(|expected| forecast.left(&expected.row.action));
+    }
+    tracing::debug!(
+        units = total,
+        fetched = %show_count(forecast.fetched.load(Ordering::Relaxed)),
+        "prefetch ended"
+    );
+}
+
+impl Unit {
+    fn expected(&self) -> impl Iterator<Item = &Expected> {
+        self.parts.iter().flat_map(|part| &part.expected)
+    }
+}

@@ -1,0 +1,204 @@
+//! What is fetched, in which order: entries that are not here, by where their frames stand.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::backend::{Name, Space};
+use crate::cache::Cache;
+use crate::cache::ahead::Expected;
+use crate::cache::forecast::Listed;
+use crate::cache::realm::Realm;
+use crate::entry::{Digest, RealmId};
+use crate::manifest::{Manifest, Place, Row};
+
+/// Frames in one pack that lie this near to each other come in one request.
+const GAP_MAX: u64 = 256 << 10;
+/// A request for a part of a pack asks for no more: the first ones are short, because the build
+/// waits for them.
+const SPAN_MAX: u64 = 4 << 20;
+const SPAN_FIRST: u64 = 512 << 10;
+
+/// One frame, for all entries whose output it holds.
+pub(super) struct Part {
+    /// Within the object upstream.
+    pub(super) at: Range<u64>,
+    pub(super) expected: Vec<Expected>,
+    /// Row of the manifest that needs it first.
+    first: usize,
+}
+
+/// What one request brings.
+pub(super) struct Unit {
+    pub(super) realm: Arc<Realm>,
+    /// None: each entry is asked for by itself.
+    pub(super) name: Option<Name>,
+    /// None: the whole object.
+    pub(super) part: Option<Range<u64>>,
+    /// In order of where they are.
+    pub(super) parts: Vec<Part>,
+}
+
+impl Unit {
+    fn first(&self) -> usize {
+        self.parts.iter().map(|part| part.first).min().unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.at.end - part.at.start).sum()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Plan {
+    pub(super) listed: Vec<(Digest, Listed)>,
+    /// Entries whose outputs are here, or empty.
+    pub(super) known: Vec<(RealmId, Vec<Expected>)>,
+    pub(super) units: Vec<Unit>,
+}
+
+/// Plans for the manifests of some realms, nearest first. Blocks: it looks at what is here.
+pub(super) fn make(cache: &Cache, manifests: Vec<(Arc<Realm>, Manifest)>) -> Plan {
+    let mut plan = Plan::default();
+    let mut before = 0;
+    for (realm, manifest) in manifests {
+        one_realm(cache, &realm, &manifest, &mut plan, &mut before);
+    }
+    plan.units.sort_by_key(Unit::first);
+    plan
+}
+
+fn one_realm(
+    cache: &Cache,
+    realm: &Arc<Realm>,
+    manifest: &Manifest,
+    plan: &mut Plan,
+    before: &mut u64,
+) {
+    let mut wanted = Wanted::default();
+    let mut known = Vec::new();
+    let has_empty = cache.place_empty();
+    for (first, row) in manifest.rows.iter().enumerate() {
+        let frame_bytes = frame_bytes(row);
+        let listed = Listed::new(row.cost_ms, frame_bytes, *before);
+        if cache.has_go(realm.id, &row.action) {
+            plan.listed.push((row.action, listed.there()));
+            continue;
+        }
+        plan.listed.push((row.action, listed));
+        let Some(expected) = cache.expect(realm.id, *row) else { continue };
+        let is_here = row.place == Place::Empty && has_empty || cache.has_output(&row.output);
+        if is_here {
+            known.push(expected);
+        } else if wanted.add(manifest, expected, first) {
+            *before += frame_bytes;
+        }
+    }
+    plan.known.push((realm.id, known));
+    wanted.into_units(realm, &mut plan.units);
+}
+
+const fn frame_bytes(row: &Row) -> u64 {
+    match row.place {
+        Place::Empty => 0,
+        Place::Pack { len, .. } => len as u64,
+        Place::Frame { size, .. } => size,
+        // Nobody says; frames are about a quarter of what they hold.
+        Place::Ask => row.size / 4,
+    }
+}
+
+/// Frames by the object that they are in.
+#[derive(Default)]
+struct Wanted {
+    /// Parts by pack, and the part of each output.
+    packs: HashMap<Digest, Vec<Part>>,
+    alone: Vec<(Digest, Part)>,
+    asked: Vec<Part>,
+    outputs: HashMap<Digest, Slot>,
+}
+
+#[derive(Clone, Copy)]
+enum Slot {
+    Pack(Digest, usize),
+    Alone(usize),
+}
+
+impl Wanted {
+    /// False if the frame is on its way for another entry.
+    fn add(&mut self, manifest: &Manifest, expected: Expected, first: usize) -> bool {
+        let row = expected.row;
+        match self.outputs.get(&row.output) {
+            Some(Slot::Pack(pack, at)) => {
+                if let Some(part) = self.packs.get_mut(pack).and_then(|parts| parts.get_mut(*at)) {
+                    part.expected.push(expected);
+                }
+                return false;
+            }
+            Some(Slot::Alone(at)) => {
+                self.alone[*at].1.expected.push(expected);
+                return false;
+            }
+            None => {}
+        }
+        let part = |at, expected| Part { at, expected: vec![expected], first };
+        match row.place {
+            Place::Pack { pack, offset, len } => {
+                let pack = manifest.packs.get(pack as usize).map(|pack| pack.digest);
+                let Some(pack) = pack else { return false };
+                let parts = self.packs.entry(pack).or_default();
+                self.outputs.insert(row.output, Slot::Pack(pack, parts.len()));
+                parts.push(part(offset..offset + u64::from(len), expected));
+            }
+            Place::Frame { digest, size } => {
+                self.outputs.insert(row.output, Slot::Alone(self.alone.len()));
+                self.alone.push((digest, part(0..size, expected)));
+            }
+            Place::Empty | Place::Ask => self.asked.push(part(0..0, expected)),
+        }
+        true
+    }
+
+    fn into_units(self, realm: &Arc<Realm>, units: &mut Vec<Unit>) {
+        let in_cas = |digest: &Digest| Name {
+            namespace: realm.namespace.clone(),
+            space: Space::Cas,
+            id: digest.to_string(),
+        };
+        for (pack, parts) in self.packs {
+            for parts in spans(parts) {
+                let from = parts.first().map_or(0, |part| part.at.start);
+                let to = parts.last().map_or(0, |part| part.at.end);
+                let (realm, name) = (realm.clone(), Some(in_cas(&pack)));
+                units.push(Unit { realm, name, part: Some(from..to), parts });
+            }
+        }
+        for (digest, part) in self.alone {
+            let (realm, name) = (realm.clone(), Some(in_cas(&digest)));
+            units.push(Unit { realm, name, part: None, parts: vec![part] });
+        }
+        for part in self.asked {
+            units.push(Unit { realm: realm.clone(), name: None, part: None, parts: vec![part] });
+        }
+    }
+}
+
+/// Cuts what is wanted of a pack into requests.
+fn spans(mut parts: Vec<Part>) -> Vec<Vec<Part>> {
+    parts.sort_by_key(|part| part.at.start);
+    let mut spans: Vec<Vec<Part>> = Vec::new();
+    for part in parts {
+        let fits = spans.last().is_some_and(|span| {
+            let from = span.first().map_or(0, |first| first.at.start);
+            let to = span.last().map_or(0, |last| last.at.end);
+            let is_first = span.iter().any(|part| part.first < 16);
+            let most = if is_first { SPAN_FIRST } else { SPAN_MAX };
+            part.at.start >= to && part.at.start - to <= GAP_MAX && part.at.end - from <= most
+        });
+        match spans.last_mut() {
+            Some(span) if fits => span.push(part),
+            _ => spans.push(vec![part]),
+        }
+    }
+    spans
+}

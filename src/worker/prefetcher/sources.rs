@@ -1,0 +1,154 @@
+//! Which manifests tell what a build needs, and how they are read: the commit's own and those of its
+//! parents, else the best of a trail. A manifest that is missing, damaged or of another version is
+//! none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join, join_all};
+
+use crate::backend::{Name, Space};
+use crate::cache::Cache;
+use crate::cache::forecast::{Aim, Forecast};
+use crate::cache::frames::Standing;
+use crate::cache::realm::{Realm, Upstream};
+use crate::entry::action::Packed;
+use crate::entry::{Digest, RealmId};
+use crate::manifest::trail::{self, Trail};
+use crate::manifest::{self, Manifest, Place};
+
+/// Git is asked for the parents beside the first questions.
+const PARENTS_WAIT: Duration = Duration::from_millis(250);
+/// A manifest that covers so small a part of what its trail has seen hides a fuller one.
+const PARTIAL: f64 = 0.8;
+
+/// Where a manifest stands upstream.
+pub(in crate::worker) fn name_of_manifest(realm: &Realm, scope: &str, commit: &str) -> Name {
+    value(realm, manifest::manifest_key(scope, commit))
+}
+
+pub(in crate::worker) fn name_of_trail(realm: &Realm, scope: &str, branch: &str) -> Name {
+    value(realm, manifest::trail_key(scope, branch))
+}
+
+fn value(realm: &Realm, key: Digest) -> Name {
+    Name { namespace: realm.namespace.clone(), space: Space::Ac, id: key.to_string() }
+}
+
+/// The manifests to follow, by realm, nearest first.
+pub(super) async fn read(cache: &Cache, forecast: &Forecast) -> Vec<(Arc<Realm>, Manifest)> {
+    let realm = &forecast.aim.realm;
+    let mut realms = vec![realm.clone()];
+    realms.extend(realm.trusted.clone());
+    let all = join_all(realms.into_iter().map(|realm| of_realm(cache, forecast, realm))).await;
+    all.into_iter().flatten().collect()
+}
+
+async fn of_realm(
+    cache: &Cache,
+    forecast: &Forecast,
+    realm: Arc<Realm>,
+) -> Option<(Arc<Realm>, Manifest)> {
+    let upstream = realm.upstream.clone()?;
+    let asked = Asked { cache, upstream: &upstream, realm: &realm, aim: &forecast.aim };
+    let ((head, trails), parents) =
+        join(join(asked.manifest(&forecast.aim.commit), asked.trails()), asked.parents(forecast))
+            .await;
+    let best = trails.iter().filter_map(Trail::best).max_by_key(|row| (row.complete, row.rows));
+    let mut found: Vec<Manifest> = head.into_iter().chain(parents).collect();
+    let rows = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
+    let is_partial = |seen: u32| (rows as f64) < f64::from(seen) * PARTIAL;
+    if let Some(best) = best
+        && is_partial(best.rows)
+        && let Some(manifest) = asked.manifest(&best.commit).await
+    {
+        found.push(manifest);
+    }
+    let merged = found.into_iter().reduce(Manifest::merge)?;
+    Some((realm.clone(), merged))
+}
+
+struct Asked<'a> {
+    cache: &'a Cache,
+    upstream: &'a Upstream,
+    realm: &'a Realm,
+    aim: &'a Aim,
+}
+
+impl Asked<'_> {
+    async fn manifest(&self, commit: &str) -> Option<Manifest> {
+        let name = name_of_manifest(self.realm, &self.aim.scope, commit);
+        read_manifest(self.cache, self.upstream, &name).await
+    }
+
+    async fn trails(&self) -> Vec<Trail> {
+        let mut branches = vec![&*self.aim.branch];
+        if self.aim.default_branch != self.aim.branch {
+            branches.push(&*self.aim.default_branch);
+        }
+        let trails = branches.into_iter().map(|branch| async move {
+            let name = name_of_trail(self.realm, &self.aim.scope, branch);
+            read_trail(self.cache, self.upstream, &name).await
+        });
+        join_all(trails).await.into_iter().flatten().collect()
+    }
+
+    async fn parents(&self, forecast: &Forecast) -> Vec<Manifest> {
+        let parents = forecast.parents(PARENTS_WAIT).await;
+        let manifests = parents.iter().map(|commit| self.manifest(commit));
+        join_all(manifests).await.into_iter().flatten().collect()
+    }
+}
+
+pub(in crate::worker) async fn read_manifest(
+    cache: &Cache,
+    upstream: &Upstream,
+    name: &Name,
+) -> Option<Manifest> {
+    let bytes = cache.read_value(upstream, name, manifest::SIZE_MAX as u64).await.ok()??;
+    let manifest = cache.tasks().blocking("read a manifest", move || Manifest::decode(&bytes));
+    match manifest.await? {
+        Ok(manifest) => Some(manifest),
+        Err(error) => {
+            tracing::info!(%name, %error, "upstream: a manifest was not taken");
+            None
+        }
+    }
+}
+
+pub(in crate::worker) async fn read_trail(
+    cache: &Cache,
+    upstream: &Upstream,
+    name: &Name,
+) -> Option<Trail> {
+    let bytes = cache.read_value(upstream, name, trail::SIZE_MAX as u64).await.ok()??;
+    match Trail::decode(&bytes) {
+        Ok(trail) => Some(trail),
+        Err(error) => {
+            tracing::info!(%name, %error, "upstream: a trail was not taken");
+            None
+        }
+    }
+}
+
+/// What a manifest says of where frames stand.
+pub(super) fn remember_frames(cache: &Cache, realm: RealmId, manifest: &Manifest) {
+    for row in &manifest.rows {
+        let standing = match row.place {
+            Place::Empty | Place::Ask => continue,
+            Place::Frame { digest, size } => Standing::Alone { digest, size },
+            Place::Pack { pack, offset, len } => {
+                let Some(pack) = manifest.packs.get(pack as usize) else { continue };
+                Standing::Packed(Packed {
+                    // A manifest does not say it; who needs it compares the output's.
+                    digest: Digest::EMPTY,
+                    size: u64::from(len),
+                    pack: pack.digest,
+                    pack_size: pack.size,
+                    at: offset,
+                })
+            }
+        };
+        cache.frames().insert(realm, row.output, standing);
+    }
+}

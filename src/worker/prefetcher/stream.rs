@@ -1,0 +1,135 @@
+//! One request of a plan: its frames are cut out of the stream as it arrives, unpacked and kept.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+
+use crate::backend::{BackendError, Fetched};
+use crate::cache::Cache;
+use crate::cache::forecast::Forecast;
+use crate::worker::prefetcher::plan::{Part, Unit};
+
+/// Frames that are being unpacked, so that what arrives faster waits where it costs no memory.
+const UNPACKING_MAX: usize = 3;
+/// Transfers that last less say nothing about bandwidth.
+const MEASURED_FROM: u64 = 256 << 10;
+
+/// Turns at unpacking, shared by all streams.
+static TURNS: Semaphore = Semaphore::const_new(UNPACKING_MAX);
+
+/// Fetches a unit; what does not come is left to those who need it.
+pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit) {
+    let bytes = unit.bytes();
+    if let Some(name) = &unit.name {
+        let Some(upstream) = unit.realm.upstream.clone() else { return };
+        let began = cache.clock().elapsed();
+        let fetched = match unit.part.clone() {
+            Some(part) => upstream.backend.get_part(name, part).await,
+            None => upstream.backend.get(name).await,
+        };
+        let start = unit.part.as_ref().map_or(0, |part| part.start);
+        let headed = cache.clock().elapsed();
+        let got = receive(&cache, &forecast, unit, start, fetched).await;
+        let took = cache.clock().elapsed().saturating_sub(headed);
+        if got >= MEASURED_FROM && took > Duration::ZERO {
+            cache.learn_transfer(&upstream, got, took);
+        }
+        tracing::trace!(got, ms = (headed - began).as_millis(), "a unit came");
+    } else {
+        let realm = unit.realm.clone();
+        for part in unit.parts {
+            for expected in part.expected {
+                cache.ask_ahead(&realm, expected);
+            }
+        }
+    }
+    forecast.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Cuts frames out of what arrives; how many bytes that were.
+async fn receive(
+    cache: &Cache,
+    forecast: &Arc<Forecast>,
+    unit: Unit,
+    start: u64,
+    fetched: Result<Option<Fetched>, BackendError>,
+) -> u64 {
+    let realm = unit.realm.id;
+    let mut parts: VecDeque<Part> = unit.parts.into();
+    let mut chunks = match fetched {
+        Ok(Some(fetched)) => fetched.chunks,
+        Ok(None) | Err(_) => {
+            leave(cache, forecast, realm, parts, fetched.is_ok());
+            return 0;
+        }
+    };
+    let mut at = start;
+    let mut frame: Vec<Bytes> = Vec::new();
+    while let Some(Ok(mut chunk)) = chunks.next().await {
+        while let Some(part) = parts.front() {
+            let end = at + chunk.len() as u64;
+            let skip = part.at.start.saturating_sub(at).min(chunk.len() as u64);
+            let take = part.at.end.min(end).saturating_sub(at);
+            let (skip, take) =
+                (usize::try_from(skip).unwrap_or(0), usize::try_from(take).unwrap_or(0));
+            if take > skip {
+                frame.push(chunk.slice(skip..take));
+            }
+            if part.at.end > end {
+                break;
+            }
+            let rest = chunk.split_off(take);
+            at += take as u64;
+            chunk = rest;
+            if let Some(part) = parts.pop_front() {
+                keep(cache, forecast, realm, part, std::mem::take(&mut frame)).await;
+            }
+        }
+        at += chunk.len() as u64;
+    }
+    leave(cache, forecast, realm, parts, false);
+    at - start
+}
+
+/// Unpacks a frame on a thread of its own, in turn.
+async fn keep(
+    cache: &Cache,
+    forecast: &Arc<Forecast>,
+    realm: crate::entry::RealmId,
+    part: Part,
+    frame: Vec<Bytes>,
+) {
+    let turn = TURNS.acquire().await.expect("it is never closed");
+    let (worker, forecast) = (cache.clone(), forecast.clone());
+    let keeping = async move {
+        let work = {
+            let worker = worker.clone();
+            move || worker.keep_ahead(realm, &forecast, part.expected, &frame)
+        };
+        worker.tasks().blocking("unpack", work).await;
+        drop(turn);
+    };
+    cache.tasks().spawn("unpack", keeping);
+}
+
+/// What did not come is asked for by those who need it.
+fn leave(
+    cache: &Cache,
+    forecast: &Forecast,
+    realm: crate::entry::RealmId,
+    parts: VecDeque<Part>,
+    is_gone: bool,
+) {
+    for expected in parts.into_iter().flat_map(|part| part.expected) {
+        forecast.left(&expected.row.action);
+        if is_gone {
+            // Upstream has lost it: a build of it must be sent again.
+            cache.frames().remove(realm, &expected.row.output);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The rows of a session's manifest, and the packs for frames that stand in none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::backend::{BackendError, Name, Space, Upload};
+use crate::cache::forecast::Forecast;
+use crate::cache::frames::Standing;
+use crate::cache::realm::{Realm, Upstream};
+use crate::cache::{Cache, Share, policy};
+use crate::entry::action::Packed;
+use crate::entry::{Digest, Key};
+use crate::manifest::pack::{FRAME_MAX, PACK_TARGET, PackWriter, Slot};
+use crate::manifest::{Manifest, PackRef, Place, Row};
+use crate::store::record;
+
+/// Outputs larger than this are not packed for a manifest's sake: their frames hardly ever fit.
+const OUTPUT_MAX: u64 = 8 * FRAME_MAX;
+
+/// What was used, with where it stands; packs what stands nowhere yet.
+pub(super) async fn gather(
+    cache: &Cache,
+    forecast: &Arc<Forecast>,
+    upstream: &Upstream,
+    used: &[Digest],
+) -> Result<Manifest, BackendError> {
+    let (worker, aim) = (cache.clone(), forecast.aim.clone());
+    let actions = used.to_vec();
+    let found = cache.tasks().blocking("gather rows", move || {
+        let keep = |action: &Digest| {
+            let row = worker.store().find(&Key::go(aim.realm.id, *action))?;
+            let share = policy::share(row.class, &worker.config().classes);
+            (share == Share::Upstream).then_some((*action, row))
+        };
+        actions.iter().filter_map(keep).collect::<Vec<_>>()
+    });
+    let found: Vec<(Digest, record::Row)> = found.await.unwrap_or_default();
+    let realm = &forecast.aim.realm;
+    pack_missing(cache, realm, upstream, &found).await?;
+    let mut manifest = Manifest {
+        scope: forecast.aim.scope.to_string(),
+        commit: forecast.aim.commit.to_string(),
+        written: cache.clock().now(),
+        writer: cache.writer_name(),
+        ..Manifest::default()
+    };
+    let mut numbers = HashMap::new();
+    for (action, row) in found {
+        let place = place(cache, realm, &row, &mut manifest.packs, &mut numbers);
+        manifest.rows.push(Row {
+            action,
+            output: row.digest,
+            size: row.size,
+            class: row.class,
+            cost_ms: row.cost_ms,
+            c_env: row.c_env,
+            stored: row.stored,
+            place,
+        });
+    }
+    Ok(manifest)
+}
+
+fn place(
+    cache: &Cache,
+    realm: &Realm,
+    row: &record::Row,
+    packs: &mut Vec<PackRef>,
+    numbers: &mut HashMap<Digest, u32>,
+) -> Place {
+    if row.size == 0 {
+        return Place::Empty;
+    }
+    match cache.frames().get(realm.id, &row.digest) {
+        Some(Standing::Packed(packed)) => {
+            let number = *numbers.entry(packed.pack).or_insert_with(|| {
+                packs.push(PackRef { digest: packed.pack, size: packed.pack_size });
+                u32::try_from(packs.len() - 1).unwrap_or(u32::MAX)
+            });
+            let len = u32::try_from(packed.size).unwrap_or(u32::MAX);
+            Place::Pack { pack: number, offset: packed.at, len }
+        }
+        Some(Standing::Alone { digest, size }) => Place::Frame { digest, size },
+        None => Place::Ask,
+    }
+}
+
+/// Sends the frames that stand in no pack, in order of first use.
+async fn pack_missing(
+    cache: &Cache,
+    realm: &Arc<Realm>,
+    upstream: &Upstream,
+    found: &[(Digest, record::Row)],
+) -> Result<(), BackendError> {
+    let mut missing: Vec<record::Row> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for (_, row) in found {
+        let is_missing = row.size > 0
+            && row.size <= OUTPUT_MAX
+            && cache.frames().get(realm.id, &row.digest).is_none();
+        if is_missing && seen.insert(row.digest) {
+            missing.push(*row);
+        }
+    }
+    let mut rest = missing.into_iter();
+    loop {
+        let worker = cache.clone();
+        let filled = cache.tasks().blocking("fill a pack", move || {
+            let filled = fill(&worker, &mut rest);
+            (filled, rest)
+        });
+        let Some((filled, left)) = filled.await else { return Ok(()) };
+        rest = left;
+        let Some((bytes, slots)) = filled else { return Ok(()) };
+        send(cache, realm, upstream, bytes, slots).await?;
+    }
+}
+
+/// A pack, with its outputs and where they are.
+type Filled = (Vec<u8>, Vec<(Digest, Slot)>);
+
+/// The next pack; None when nothing is left.
+fn fill(cache: &Cache, rows: &mut impl Iterator<Item = record::Row>) -> Option<Filled> {
+    let mut writer = PackWriter::new();
+    let mut slots = Vec::new();
+    for row in rows {
+        // Gone or changed meanwhile, or too large after all: its action knows where it is.
+        if let Some(frame) = cache.frame_of(&row)
+            && let Ok(slot) = writer.push(row.digest, row.size, &frame)
+        {
+            slots.push((row.digest, slot));
+        }
+        if writer.len() >= PACK_TARGET {
+            break;
+        }
+    }
+    (!slots.is_empty()).then(|| (writer.finish(), slots))
+}
+
+async fn send(
+    cache: &Cache,
+    realm: &Arc<Realm>,
+    upstream: &Upstream,
+    bytes: Vec<u8>,
+    slots: Vec<(Digest, Slot)>,
+) -> Result<(), BackendError> {
+    let (pack, pack_size) = (Digest::of(&bytes), bytes.len() as u64);
+    let name = Name { namespace: realm.namespace.clone(), space: Space::Cas, id: pack.to_string() };
+    match upstream.backend.put(&name, Upload::bytes(bytes.into())).await {
+        Ok(()) => {}
+        // Then these are asked for one by one.
+        Err(BackendError::TooLarge) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    cache.metrics().uploaded_bytes.add(pack_size);
+    for (output, slot) in slots {
+        let size = u64::from(slot.len);
+        let packed = Packed { digest: Digest::EMPTY, size, pack, pack_size, at: slot.offset };
+        cache.frames().insert(realm.id, output, Standing::Packed(packed));
+    }
+    Ok(())
+}
