@@ -357,6 +357,7 @@ impl Store {
         let dir = self.inner.layout.files().join(format!("{directory:02x}"));
         let now = self.inner.clock.now();
         let mut removed = 0;
+        self.inner.layout.clear_tmp()?;
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = format!("{directory:02x}{}", entry.file_name().to_string_lossy());

@@ -13,10 +13,13 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::entry::Digest;
 use crate::store::record::Stamp;
 
+/// A body that is being written grows more often than this.
+const TMP_FOR: Duration = Duration::from_secs(600);
 const FORMAT: &str = "larder store 1\n";
 
 /// Why a store cannot be opened. Each says what to do.
@@ -107,12 +110,24 @@ impl Layout {
         for first in 0..=255_u8 {
             builder.create(self.files().join(format!("{first:02x}"))).map_err(io)?;
         }
-        // What was being written when the last daemon stopped was never acknowledged.
-        match std::fs::remove_dir_all(self.tmp()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-            _ => builder.create(self.tmp()).map_err(io)?,
-        }
+        builder.create(self.tmp()).map_err(io)?;
+        self.clear_tmp().map_err(io)?;
         Ok(lock)
+    }
+
+    /// Removes what nobody has written to for a while: it was never acknowledged. What is younger may
+    /// be on its way: helpers go on writing while daemons come and go.
+    pub fn clear_tmp(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.tmp())? {
+            let entry = entry?;
+            // Renamed or removed meanwhile: that is its writer's business.
+            let Ok(meta) = entry.metadata() else { continue };
+            let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
+            if age.is_some_and(|age| age > TMP_FOR) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
     }
 
     fn check_owner(&self) -> Result<(), LayoutError> {

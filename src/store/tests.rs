@@ -289,3 +289,22 @@ fn verify_names_each_bad_entry_and_purge_removes_what_matches() {
     assert_eq!(store.purge(&other), 0);
     store.close();
 }
+
+/// A helper goes on writing while one daemon ends and the next starts: its temporary file was
+/// cleared away under its feet, and its output never became known.
+#[test]
+fn a_store_that_opens_leaves_bodies_that_somebody_is_writing() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let (young, old) = (store.layout().tmp().join("7-0"), store.layout().tmp().join("8-0"));
+    for path in [&young, &old] {
+        std::fs::write(path, "half a body").unwrap();
+    }
+    let an_hour_ago =
+        std::fs::metadata(&old).unwrap().modified().unwrap() - Duration::from_secs(3600);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
+    store.close();
+    drop(store);
+    let _store = bench.open();
+    assert!(young.exists() && !old.exists());
+}
