@@ -24,6 +24,9 @@ const FRESH_FOR: Duration = Duration::from_secs(5);
 /// What is on its way is waited for as if building it took at least so long.
 const COMING_COST_MIN_MS: u32 = 150;
 
+/// A command that follows another one so closely belongs to the same build.
+const FOLLOWS_WITHIN_MS: u64 = 10_000;
+
 /// What is asked of the past.
 #[derive(Clone, Debug)]
 pub struct Aim {
@@ -96,15 +99,18 @@ pub struct Forecast {
     pub used: AtomicU64,
     /// Sessions and commands that want it.
     wanted_by: AtomicU64,
+    /// When the last of them left, in milliseconds of the clock.
+    left_ms: AtomicU64,
+    clock: Clock,
     is_done: AtomicBool,
     done: Notify,
 }
 
 impl Forecast {
-    fn new(aim: Aim, made: Duration) -> Self {
+    fn new(aim: Aim, clock: Clock) -> Self {
         Self {
             aim,
-            made,
+            made: clock.elapsed(),
             phase: watch::Sender::new(Phase::Loading),
             parents: watch::Sender::new(None),
             listed: OnceLock::new(),
@@ -112,6 +118,8 @@ impl Forecast {
             fetched: AtomicU64::new(0),
             used: AtomicU64::new(0),
             wanted_by: AtomicU64::new(0),
+            left_ms: AtomicU64::new(0),
+            clock,
             is_done: AtomicBool::new(false),
             done: Notify::new(),
         }
@@ -218,11 +226,20 @@ impl Forecast {
     }
 
     pub fn unwant(&self) {
+        self.left_ms.store(self.now_ms(), Ordering::Relaxed);
         self.wanted_by.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Whether somebody wants it, or has only just left: the commands of a job follow each other.
     pub fn is_wanted(&self) -> bool {
-        self.wanted_by.load(Ordering::Relaxed) > 0
+        self.wanted_by.load(Ordering::Relaxed) > 0 || {
+            let left_ms = self.left_ms.load(Ordering::Relaxed);
+            left_ms > 0 && self.now_ms().saturating_sub(left_ms) < FOLLOWS_WITHIN_MS
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     /// Nothing more is fetched ahead for it.
@@ -267,7 +284,7 @@ impl Forecasts {
         if list.len() >= FORECASTS_MAX {
             list.pop_front();
         }
-        let forecast = Arc::new(Forecast::new(aim, now));
+        let forecast = Arc::new(Forecast::new(aim, self.clock.clone()));
         list.push_back(forecast.clone());
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push_back(forecast.clone());
         self.news.notify_one();

@@ -19,6 +19,8 @@ const NOISE_MS: f64 = 25.0;
 const CURIOUS_MS: u64 = 500;
 /// Where nothing is known, what takes less to build is not worth a question to anybody.
 const NEAR_MS: f64 = 5.0;
+/// Next door is asked for whatever is there at least so often.
+const HOPE: f64 = 0.01;
 /// What is coming is overtaken if asking singly is expected to be this many times faster.
 const OVERTAKE: f64 = 2.0;
 /// Of the questions that do not pay, each such one is asked in the background.
@@ -154,10 +156,14 @@ pub fn decide(
     let Some(plan) = plan(known, upstream) else {
         return decline(known, upstream);
     };
-    if share_ms < LEAST_MS || plan.expected_ms >= gain_ms {
+    // Next door a question costs less than it is to guess wrongly; the clock bounds them all.
+    let is_near = !plan.is_blind && plan.expected_ms <= NEAR_MS && rate_of(upstream) >= HOPE;
+    if share_ms < LEAST_MS || plan.expected_ms >= gain_ms && !is_near {
         return decline(known, upstream);
     }
-    let most_ms = if plan.is_blind {
+    // Waiting as long as building would have taken costs at most twice the better choice.
+    let late_ms = if plan.step == Step::Wait { plan.late_ms.max(cost_ms) } else { plan.late_ms };
+    let most_ms = if plan.is_blind && plan.step == Step::Ask {
         share_ms.min(CURIOUS_MS)
     } else {
         let needed = whole_ms(plan.hit_ms);
@@ -165,7 +171,7 @@ pub fn decide(
             // It would be cut off just before the answer.
             return decline(known, upstream);
         }
-        whole_ms(plan.late_ms.max(NOISE_MS)).max(needed).clamp(1, share_ms)
+        whole_ms(late_ms.max(NOISE_MS)).max(needed).clamp(1, share_ms)
     };
     match plan.step {
         Step::Wait => Decision::Wait { most_ms },

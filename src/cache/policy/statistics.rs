@@ -43,6 +43,9 @@ const TRANSFER_LONG_MS: f64 = 100.0;
 /// What arrives within a tick of the clock.
 const TICK_MS: f64 = 0.5;
 
+/// However many keys in a row were idle, the next one may not be.
+const IDLE_MOST: f64 = 0.95;
+
 /// Kinds of questions, which are answered unlike each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -193,7 +196,7 @@ impl Statistics {
         let assumed = PRIOR_ANSWERS * (1.0 - heard) + f64::EPSILON;
         let rate = (hits + kind.prior() * assumed) / (all + assumed);
         // What is listed is known by its own cost.
-        let idle = if kind == Kind::Listed { 0.0 } else { self.idle * left };
+        let idle = if kind == Kind::Listed { 0.0 } else { (self.idle * left).min(IDLE_MOST) };
         Upstream {
             latency_ms: latencies.median().unwrap_or_default(),
             bandwidth_bytes_per_ms: self.bytes_per_ms.faded(left).median().unwrap_or_default(),

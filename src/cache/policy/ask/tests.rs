@@ -141,9 +141,9 @@ fn what_is_coming_is_waited_for_or_overtaken() {
     let large = Known::Coming { cost_ms: 900, frame_bytes: 30_000_000, eta_ms: Some(300) };
     let unknown = Known::Coming { cost_ms: 400, frame_bytes: 125_000, eta_ms: None };
     check(vec![
-        ("soon", known(coming(400, 30)), wait(120)),
-        ("at once", known(coming(400, 0)), wait(25)),
-        ("a little later than asking", known(coming(400, 50)), wait(200)),
+        ("soon", known(coming(400, 30)), wait(400)),
+        ("at once", known(coming(400, 0)), wait(400)),
+        ("a little later than asking", known(coming(400, 50)), wait(400)),
         ("much later than asking", known(coming(400, 300)), ask(84)),
         ("later, as it is large", known(large), wait(1_200)),
         (
@@ -154,10 +154,10 @@ fn what_is_coming_is_waited_for_or_overtaken() {
         (
             "soon, of an upstream nobody knows",
             Case { upstream: Upstream { hit_rate: 0.95, ..NOBODY }, ..known(coming(400, 30)) },
-            wait(120),
+            wait(400),
         ),
         ("cheaper than its coming", known(coming(20, 30)), Decision::Build),
-        ("nobody knows when", known(unknown), wait(84)),
+        ("nobody knows when", known(unknown), wait(400)),
         (
             "no probes for it",
             Case { upstream: Upstream { declined: 0, ..NEAR }, ..known(coming(10, 30)) },

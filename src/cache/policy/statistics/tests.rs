@@ -165,7 +165,7 @@ fn what_is_bound_to_the_machine_says_nothing_of_upstream() {
         statistics.observe_built(1, true, Some(Kind::NoManifest), now);
     }
     let rate = |statistics: &Statistics, kind| statistics.estimate(kind, now).hit_rate;
-    assert!(rate(&statistics, Kind::NoManifest) < 0.01, "the next one is bound, too");
+    assert!(rate(&statistics, Kind::NoManifest) < 0.05, "the next one is bound, too");
     assert!(rate(&statistics, Kind::Listed) > 0.9);
     assert_eq!(statistics.typical_cost_ms(now), 0, "nor of what others cost");
     for _ in 0..3 {
