@@ -1,103 +1,126 @@
-//! A cold machine: a fresh clone, an empty home, and a cache that is 50 ms and 1 Gbit/s away.
+//! A cold machine: a fresh clone, an empty home, and a cache that is far away.
 //!
-//! Rows: no cache at all, go's own cache and the floor helper that are warm already, a plain helper, a
-//! tarball of go's own cache, and larder with another larder far away. The bound (M3) is computed, not
-//! built: the floor helper's warm build, then one stream of the outputs that the build uses, each as a
-//! zstd frame of level 3, through the same simulated network, and two round trips to learn of them.
+//! ```text
+//! cargo bench --bench cold_runner -- [--what module,std,stdcmd,test,nothing,history]
+//!     [--rtt 50,20,5,100] [--mbit 1000,100] [--runs N] [--long] [--short]
+//! ```
+//!
+//! `module`, `std`, `stdcmd`, `test`: what is built (M3, `cold/links.rs`). Rows: no cache at all, go's
+//! own cache and the floor helper that are warm already, a plain helper, a tarball of go's own cache,
+//! one that holds five times as much, and larder with another larder far away. The bound is computed,
+//! not built: the floor helper's warm build, then one stream of the outputs that the build uses, each
+//! as a zstd frame of level 3, through the same simulated network, and two round trips to learn of
+//! them. `nothing`: nothing can be gained (M4, `cold/nothing.rs`). `history`: commit after commit (M10,
+//! `cold/history.rs`), 20 of them, with `--long` 200. Without `--what`: module, stdcmd and nothing;
+//! with `--short` the module alone, and all smaller.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
 #[path = "../tests/support/mod.rs"]
 mod tools;
 
 mod support {
+    #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod builds;
+    pub(crate) mod central;
     #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod daemon;
+    pub(crate) mod machine;
     #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod measure;
     pub(crate) mod module;
     pub(crate) mod runner;
     pub(crate) mod stream;
-    #[expect(dead_code, reason = "other benches use the rest")]
+    pub(crate) mod usage;
     pub(crate) mod wan;
+    pub(crate) mod what;
+}
+
+mod cold {
+    pub(crate) mod history;
+    pub(crate) mod links;
+    pub(crate) mod nothing;
 }
 
 use std::time::Duration;
 
-use support::measure::{Plan, Table, Values, interleave, say};
+use support::measure::{Plan, flag, option, say};
 use support::module::Module;
-use support::runner::{Central, Far, Row, Runner};
+use support::runner::Runner;
 use support::wan::Link;
+use support::what::What;
 use tools::install;
 
-const GIGABIT: u64 = 1_000_000_000;
-/// A contender that has built for so long at one link is not asked again.
-const ENOUGH: Duration = Duration::from_secs(60);
+/// What the command line asks for.
+struct Options {
+    plan: Plan,
+    what: Vec<String>,
+    rtts: Vec<u64>,
+    mbits: Vec<u64>,
+    is_long: bool,
+}
 
-fn main() {
-    let plan = Plan::read();
-    let Some(go) = install::go(install::GO_1_26) else { return };
-    let work = tempfile::tempdir().expect("a temporary directory can be made");
-    let module = Module::write(&work.path().join("origin"), plan.scale);
-    let runner = Runner::new(&go, work.path(), &module);
-    say(&format!(
-        "go {}; `go build ./...` of {} packages and the standard library they need; `{}`",
-        go.version,
-        module.packages,
-        plan.command("cold_runner")
-    ));
-    let mut alone: Values = (1..plan.runs(3, 1)).map(|_| runner.build_without_cache()).collect();
-    alone.push(runner.build_without_cache());
-    let central = Central::fill(&runner);
-    let rtts: &[u64] = if plan.is_short() { &[50] } else { &[50, 20, 5] };
-    for rtt in rtts {
-        let link = Link { rtt: Duration::from_millis(*rtt), bits_per_second: GIGABIT };
-        measure(plan, &runner, &central, &alone, link);
+impl Options {
+    fn read() -> Self {
+        let plan = Plan::read();
+        let list = |name: &str, full: &str, short: &str| -> Vec<String> {
+            let default = if plan.is_short() { short } else { full };
+            let words = option(name).unwrap_or_else(|| default.to_owned());
+            words.split(',').map(str::to_owned).collect()
+        };
+        let numbers = |name: &str, full: &str, short: &str| -> Vec<u64> {
+            let number = |word: &String| word.parse().ok().filter(|number| *number > 0);
+            let words = list(name, full, short);
+            let numbers = words.iter().map(number).collect::<Option<_>>();
+            numbers.unwrap_or_else(|| panic!("{name} takes numbers with commas between"))
+        };
+        Self {
+            plan,
+            what: list("--what", "module,stdcmd,nothing", "module"),
+            rtts: numbers("--rtt", "50,20,5,100", "50"),
+            mbits: numbers("--mbit", "1000,100", "1000"),
+            is_long: flag("--long"),
+        }
+    }
+
+    fn links(&self) -> impl Iterator<Item = Link> {
+        self.mbits.iter().flat_map(|mbit| {
+            self.rtts.iter().map(move |rtt| Link {
+                rtt: Duration::from_millis(*rtt),
+                bits_per_second: mbit * 1_000_000,
+            })
+        })
+    }
+
+    /// The first, where one is enough.
+    fn link(&self) -> Link {
+        self.links().next().expect("a list has a first")
     }
 }
 
-fn measure(plan: Plan, runner: &Runner<'_>, central: &Central, alone: &Values, link: Link) {
-    let mut spent = [Duration::ZERO; Row::ALL.len()];
-    let mut all: Vec<Vec<Far>> = vec![Vec::new(); Row::ALL.len()];
-    let places: Vec<usize> = (0..Row::ALL.len()).collect();
-    interleave(&places, plan.runs(9, 1), |at| {
-        if spent[*at] < ENOUGH {
-            let far = runner.build(Row::ALL[*at], central, link);
-            spent[*at] += far.took;
-            all[*at].push(far);
+/// `50 ms, 1000 Mbit/s`.
+fn show_link(link: Link) -> String {
+    format!("{} ms, {} Mbit/s", link.rtt.as_millis(), link.bits_per_second / 1_000_000)
+}
+
+fn main() {
+    let options = Options::read();
+    let Some(go) = install::go(install::GO_1_26) else { return };
+    let work = tempfile::tempdir().expect("a temporary directory can be made");
+    let scale = options.plan.scale;
+    say(&format!("go {}; `{}`", go.version, Plan::command("cold_runner")));
+    for name in &options.what {
+        let work = work.path().join(name);
+        let module = Module::write(&work.join("origin"), scale);
+        let known = What::ALL.iter().find(|(known, _)| known == name);
+        let what = known.map_or(What::Module, |(_, what)| *what);
+        let runner = Runner::new(&go, &work, &module, what, scale);
+        match (known, &**name) {
+            (Some(_), _) => cold::links::measure(&options, &runner, &what.title(&module, scale)),
+            (None, "nothing") => cold::nothing::measure(&options, &runner),
+            (None, "history") => cold::history::measure(&options, &runner),
+            (None, other) => panic!("--what knows no {other}"),
         }
-        0.0
-    });
-    let seconds = |at: usize| all[at].iter().map(|far| far.took.as_secs_f64()).collect::<Values>();
-    let (warm, stream) = (seconds(Row::Floor as usize), seconds(Row::Stream as usize));
-    let bound = warm.median() + stream.median() + 2.0 * link.rtt.as_secs_f64();
-    let mut table = Table::new(
-        &format!(
-            "Cold runner, {} ms, 1 Gbit/s; bound {bound:.2} s = {:.2} s warm with the floor helper + \
-             {:.2} s for {:.0} MB of zstd frames in one stream + 2 round trips",
-            link.rtt.as_millis(),
-            warm.median(),
-            stream.median(),
-            central.frames_len() as f64 / 1e6
-        ),
-        &["cache", "N", "seconds", "× bound", "requests", "MB over the link"],
-    );
-    let ratio = |seconds: &Values| format!("{:.2}", seconds.median() / bound);
-    let none = || "0".to_owned();
-    let runs = alone.len().to_string();
-    table.row(["none".to_owned(), runs, alone.show(2), ratio(alone), none(), none()]);
-    for row in Row::ALL.into_iter().filter(|row| *row != Row::Stream) {
-        let (fars, seconds) = (&all[row as usize], seconds(row as usize));
-        let median =
-            |of: fn(&Far) -> u64| fars.iter().map(|far| of(far) as f64).collect::<Values>();
-        table.row([
-            row.name().to_owned(),
-            fars.len().to_string(),
-            seconds.show(2),
-            ratio(&seconds),
-            format!("{:.0}", median(|far| far.requests).median()),
-            format!("{:.1}", median(|far| far.bytes).median() / 1e6),
-        ]);
+        // Gigabytes, and nobody looks at them again.
+        std::fs::remove_dir_all(&work).expect("a directory can be removed");
     }
-    table.print();
 }

@@ -16,6 +16,7 @@ mod support {
     pub(crate) mod daemon;
     #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod measure;
+    #[expect(dead_code, reason = "the cold runner uses the rest")]
     pub(crate) mod module;
 }
 
@@ -26,7 +27,7 @@ use std::process::Command;
 use support::builds::{self, Builder};
 use support::daemon::Daemon;
 use support::measure::{Plan, Table, Values, interleave, say};
-use support::module::Module;
+use support::module::{self, Module};
 use tools::{install, wait_for};
 
 /// What may be slower than the bound: M1 and M2.
@@ -51,7 +52,7 @@ fn main() {
     let work = tempfile::tempdir().expect("a temporary directory can be made");
     let module = Module::write(&work.path().join("origin"), plan.scale);
     let src = work.path().join("src");
-    module.clone_to(&src);
+    module.clone_to(&src, module::MAIN);
     let module_name = format!("a module of {} packages", module.packages);
     // Each with what it builds and the contender that it is judged by.
     let mut builds = vec![(&*module_name, vec!["build", "./..."], "floor helper")];
@@ -62,7 +63,7 @@ fn main() {
     let all: Vec<&str> = builds.iter().flat_map(|(_, args, _)| &args[1..]).copied().collect();
     let contenders = contenders(&go, work.path(), &src, &[&["build"], &all[..]].concat());
     compare_binaries(&contenders, work.path());
-    say(&format!("go {}; `{}`", go.version, plan.command("go_warm")));
+    say(&format!("go {}; `{}`", go.version, Plan::command("go_warm")));
     let title = format!("Warm builds; target: larder ≤ {BOUND} × what it is judged by");
     let mut table = Table::new(
         &title,

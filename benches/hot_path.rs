@@ -47,7 +47,7 @@ struct Pair<'a> {
 fn main() {
     let plan = Plan::read();
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
-    say(&format!("`{}`", plan.command("hot_path")));
+    say(&format!("`{}`", Plan::command("hot_path")));
     let mut table = Table::new(
         "Steps in one process, µs each",
         &["step", "N × times", "µs", "bound", "bound, µs", "× bound"],

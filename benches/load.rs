@@ -86,7 +86,7 @@ fn main() {
     say(&format!(
         "larder (memory tier) and nginx (two workers, sendfile, open_file_cache, no log); \
          `wrk -t{THREADS} --latency`; `{}`",
-        plan.command("load")
+        Plan::command("load")
     ));
     over_tcp(plan, &wrk, &servers, &daemon);
     over_both(plan, &servers, &daemon.socket());

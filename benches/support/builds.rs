@@ -44,17 +44,30 @@ impl Builder<'_> {
 
 /// Runs a build to its end; one that fails is a panic with go's words.
 pub(crate) fn run(command: &mut Command) -> Duration {
+    run_with(command, |_| ())
+}
+
+/// The same; `started` learns the number of the process.
+pub(crate) fn run_with(command: &mut Command, started: impl FnOnce(u32)) -> Duration {
     let clock = Clock::system();
-    let output = command.stdin(Stdio::null()).output().expect("go starts");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("go starts");
+    started(child.id());
+    let output = child.wait_with_output().expect("a child can be waited for");
     let took = clock.elapsed();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} failed: {said}");
     took
 }
 
-/// The digest of the binary that a build makes.
+/// The digest of the binary that a build of the module makes.
 pub(crate) fn binary(mut build: Command, to: &Path) -> Digest {
     build.arg("-o").arg(to).arg("./cmd/app");
+    made(build, to)
+}
+
+/// The digest of what this makes at `to`.
+pub(crate) fn made(mut build: Command, to: &Path) -> Digest {
     run(&mut build);
     let digest = Digest::of(&fs::read(to).expect("the binary is there"));
     fs::remove_file(to).expect("the binary can be removed");
@@ -130,6 +143,11 @@ pub(crate) fn fill_server(gocache: &Path, server: SocketAddr) {
         let text = format!("{} {} {TIME}", STANDARD.encode(&entry.output), entry.size);
         put(&format!("/ac/{}", hex(&entry.action)), text.as_bytes());
     }
+}
+
+/// The outputs in go's own cache.
+pub(crate) fn outputs(gocache: &Path) -> BTreeSet<PathBuf> {
+    natives(gocache).into_iter().map(|entry| entry.path).collect()
 }
 
 /// The distinct outputs that a build has used, by the trace of the floor helper.

@@ -106,14 +106,15 @@ impl Drop for Daemon {
 }
 
 /// larder with what it keeps in `dir` and no other environment.
-fn command(dir: &Path) -> Command {
+pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(LARDER);
     command.env_clear().env("HOME", dir).env("PATH", "/usr/bin:/bin").current_dir(dir);
     places(&mut command, dir);
     command
 }
 
-fn places(command: &mut Command, dir: &Path) {
+/// Where larder keeps what is its own.
+pub(crate) fn places(command: &mut Command, dir: &Path) {
     command.env("LARDER_SOCKET", socket(dir)).env("LARDER_STORE", dir.join("store"));
 }
 
@@ -121,7 +122,8 @@ fn socket(dir: &Path) -> PathBuf {
     dir.join("run").join("larder.sock")
 }
 
-fn try_stats(dir: &Path) -> Option<Value> {
+/// What the daemon of this directory says; None if there is none.
+pub(crate) fn try_stats(dir: &Path) -> Option<Value> {
     let output = command(dir).args(["stats", "--json"]).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
 }

@@ -29,14 +29,11 @@ pub(crate) struct Plan {
 impl Plan {
     /// Reads `--short` and `--runs N`; cargo adds words of its own.
     pub(crate) fn read() -> Self {
-        let args: Vec<String> = std::env::args().collect();
-        let at = args.iter().position(|arg| arg == "--runs");
-        let runs = at.map(|at| {
-            let count = args.get(at + 1).and_then(|count| count.parse().ok());
+        let runs = option("--runs").map(|count| {
+            let count = count.parse().ok();
             count.filter(|count| *count > 0).expect("--runs takes a number from 1")
         });
-        let is_short = args.iter().any(|arg| arg == "--short");
-        Self { scale: if is_short { Scale::Short } else { Scale::Full }, runs }
+        Self { scale: if flag("--short") { Scale::Short } else { Scale::Full }, runs }
     }
 
     pub(crate) fn is_short(self) -> bool {
@@ -49,13 +46,23 @@ impl Plan {
     }
 
     /// The command that makes these tables again.
-    pub(crate) fn command(self, bench: &str) -> String {
-        let short = if self.is_short() { " --short" } else { "" };
-        let runs = self.runs.map(|runs| format!(" --runs {runs}")).unwrap_or_default();
-        let rest = format!("{short}{runs}");
-        let dashes = if rest.is_empty() { "" } else { " --" };
-        format!("cargo bench --bench {bench}{dashes}{rest}")
+    pub(crate) fn command(bench: &str) -> String {
+        let words: Vec<String> =
+            std::env::args().skip(1).filter(|word| word != "--bench").collect();
+        let dashes = if words.is_empty() { "" } else { " -- " };
+        format!("cargo bench --bench {bench}{dashes}{}", words.join(" "))
     }
+}
+
+/// Whether the command line has this word.
+pub(crate) fn flag(name: &str) -> bool {
+    std::env::args().any(|word| word == name)
+}
+
+/// The word after this one on the command line.
+pub(crate) fn option(name: &str) -> Option<String> {
+    let mut words = std::env::args().skip_while(|word| word != name);
+    words.next().map(|name| words.next().unwrap_or_else(|| panic!("{name} takes a value")))
 }
 
 /// Values of one kind, in the order in which they were measured.

@@ -66,6 +66,11 @@ const HEAVY: [&str; 36] = [
 /// Types in a package, which is what makes its archive as large as usual.
 const TYPES: usize = 12;
 
+/// The branch that the repository begins with.
+pub(crate) const MAIN: &str = "main";
+/// The first of the packages that nearly all others use.
+pub(crate) const DEEP: usize = 0;
+
 /// A repository with the module in it.
 #[derive(Debug)]
 pub(crate) struct Module {
@@ -93,19 +98,46 @@ impl Module {
         }
         main.push_str("\tprintln(sum)\n}\n");
         put(&dir.join("cmd/app/main.go"), &main);
-        for args in [&["init", "-q"][..], &["add", "-A"], &["commit", "-q", "-m", "All of it"]] {
+        let first = ["init", "-q", "-b", MAIN];
+        for args in [&first[..], &["add", "-A"], &["commit", "-q", "-m", "All of it"]] {
             git(dir, args);
         }
         Self { dir: dir.to_owned(), packages }
     }
 
-    /// A fresh clone at `to`, whatever was there before.
-    pub(crate) fn clone_to(&self, to: &Path) {
+    /// A fresh clone of a branch at `to`, whatever was there before.
+    pub(crate) fn clone_to(&self, to: &Path, branch: &str) {
         if to.exists() {
             fs::remove_dir_all(to).expect("a clone can be removed");
         }
-        let from = self.dir.to_str().expect("a temporary path is text");
-        git(&self.dir, &["clone", "-q", from, to.to_str().expect("a temporary path is text")]);
+        let [from, to] = [&self.dir, to].map(|path| path.to_str().expect("a path is text"));
+        git(Path::new("/"), &["clone", "-q", "--branch", branch, from, to]);
+    }
+
+    /// Goes on with another branch, made of this one if it is new.
+    pub(crate) fn switch(&self, branch: &str) {
+        let is_old = self.dir.join(".git/refs/heads").join(branch).is_file();
+        let create = if is_old { &[][..] } else { &["-c"] };
+        git(&self.dir, &[&["switch", "-q"], create, &[branch]].concat());
+    }
+
+    /// The package that the edit of this number is in: mostly one that few others use, now and then
+    /// one in the middle, seldom one that nearly all use.
+    pub(crate) fn edited(&self, number: usize) -> usize {
+        match (number % 10, number % 4) {
+            (0, _) => DEEP + number / 10 % 3,
+            (_, 0) => self.packages / 2 + number % 5,
+            _ => self.packages - 1 - number * 3 % (self.packages / 10),
+        }
+    }
+
+    /// Commits an edit of one package that all who use it notice.
+    pub(crate) fn edit(&self, package: usize, number: usize) {
+        let path = self.dir.join(format!("p{package:03}/p.go"));
+        let mut text = fs::read_to_string(&path).expect("a package can be read");
+        let _ = write!(text, "\nfunc Edit{number}(n int) int {{\n\treturn n*{number} + 1\n}}\n");
+        put(&path, &text);
+        git(&self.dir, &["commit", "-q", "-a", "-m", &format!("Edit {number}")]);
     }
 }
 

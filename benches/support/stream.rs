@@ -1,8 +1,10 @@
 //! Bytes in one stream, at once and with nothing around them: the least that anybody can do to fetch
 //! much from afar. For the bound, and for the tarball, whose server costs nothing this way.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A server that lives as long as the process.
@@ -12,9 +14,9 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Serves each of these by its number.
+    /// Serves each of these files by its number.
     #[expect(clippy::disallowed_methods, reason = "larder's own threads are not to be depended on")]
-    pub(crate) fn serve(all: Vec<Vec<u8>>) -> Self {
+    pub(crate) fn serve(all: Vec<PathBuf>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let addr = listener.local_addr().expect("a bound socket has an address");
         let all = Arc::new(all);
@@ -25,9 +27,9 @@ impl Streams {
                     let mut number = [0];
                     // An error is the client's leaving.
                     let _ = stream.read_exact(&mut number).and_then(|()| {
-                        let bytes: &[u8] =
-                            all.get(usize::from(number[0])).map_or(&[], Vec::as_slice);
-                        stream.write_all(bytes)
+                        let path = &all[usize::from(number[0])];
+                        let mut file = File::open(path).expect("what is served is there");
+                        io::copy(&mut file, &mut stream)
                     });
                 });
             }

@@ -14,8 +14,14 @@
 //! first byte. A target that refuses shows as a reset after one round trip; any other reset does not
 //! wait for what is under way.
 
-use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+#[path = "wan/flight.rs"]
+mod flight;
+#[path = "wan/sender.rs"]
+mod sender;
+#[path = "wan/waits.rs"]
+mod waits;
+
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -24,17 +30,17 @@ use std::time::Duration;
 
 use larder::units::Clock;
 
+use flight::{Flight, deliver};
+use sender::{Direction, Sender, Window};
+use waits::{Question, Waits};
+
 /// What TCP begins with: ten segments.
 const WINDOW_FIRST: u64 = 10 * SEGMENT;
 const SEGMENT: u64 = 1460;
-/// So much may wait at the link for one connection: long enough to bridge a thread that wakes late.
-const AHEAD: Duration = Duration::from_millis(4);
 /// The share of the link that one turn of a connection takes: short enough to be fair, long enough
 /// not to spend the machine on switching threads.
 const TURN: Duration = Duration::from_micros(500);
 const TURN_BYTES_MAX: u64 = 64 << 10;
-/// What a receiver may hold that its socket does not take, beyond what is in flight.
-const UNREAD_MAX: u64 = 1 << 20;
 
 /// What the network is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +81,11 @@ pub(crate) struct Totals {
     /// How long each direction was transmitting.
     pub(crate) busy_up: Duration,
     pub(crate) busy_down: Duration,
-    /// How long at least one connection has waited for the first byte of an answer.
+    /// Questions that ask for something, and those that bring something (see `wan/waits.rs`).
+    pub(crate) asked: u64,
+    pub(crate) brought: u64,
+    pub(crate) brought_bytes: u64,
+    /// How long at least one connection that asked has waited for the first byte of an answer.
     pub(crate) waited: Duration,
     /// The same, summed over connections.
     pub(crate) waited_sum: Duration,
@@ -135,9 +145,15 @@ impl Wan {
         self.shared.down.bytes.load(Ordering::Relaxed)
     }
 
+    /// Whether anybody waits for an answer to what he asked.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.shared.waits().is_any()
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         let shared = &*self.shared;
-        let (waited, waited_sum) = shared.waits().totals(shared.clock.elapsed());
+        let waits = shared.waits();
+        let (waited, waited_sum) = waits.totals(shared.clock.elapsed());
         Totals {
             connections: self.connections(),
             refused: shared.refused.load(Ordering::Relaxed),
@@ -145,6 +161,9 @@ impl Wan {
             bytes_down: self.bytes_down(),
             busy_up: shared.link.transmission(self.bytes_up()),
             busy_down: shared.link.transmission(self.bytes_down()),
+            asked: waits.asked,
+            brought: waits.brought,
+            brought_bytes: waits.brought_bytes,
             waited,
             waited_sum,
         }
@@ -198,47 +217,6 @@ impl Shared {
     }
 }
 
-/// One direction of the link: who sends is served in the order of asking.
-#[derive(Debug, Default)]
-struct Direction {
-    /// When the link has sent all that was handed to it.
-    free_at: Mutex<Duration>,
-    bytes: AtomicU64,
-}
-
-impl Direction {
-    /// Takes the link for `bytes` that were there at `ready`; returns when the last has left.
-    fn transmit(&self, link: Link, bytes: u64, ready: Duration) -> Duration {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let mut free_at = self.free_at.lock().expect("no thread panics with this lock held");
-        *free_at = ready.max(*free_at) + link.transmission(bytes);
-        *free_at
-    }
-}
-
-/// Who waits for an answer, and how long that has been so.
-#[derive(Debug, Default)]
-struct Waits {
-    now: u32,
-    changed_at: Duration,
-    any: Duration,
-    sum: Duration,
-}
-
-impl Waits {
-    fn totals(&self, now: Duration) -> (Duration, Duration) {
-        let past = now.saturating_sub(self.changed_at);
-        let any = if self.now > 0 { past } else { Duration::ZERO };
-        (self.any + any, self.sum + past * self.now)
-    }
-
-    fn set(&mut self, now: Duration, count: u32) {
-        (self.any, self.sum) = self.totals(now);
-        self.changed_at = now;
-        self.now = count;
-    }
-}
-
 /// A client's connection with the one made to the target for it.
 #[derive(Debug)]
 struct Connection {
@@ -246,38 +224,15 @@ struct Connection {
     target: TcpStream,
     up: Flight,
     down: Flight,
-    /// Whether something was asked and no byte has come back since.
-    asking: Mutex<bool>,
-}
-
-/// What one direction of a connection has under way, between its sender and its receiver.
-#[derive(Debug, Default)]
-struct Flight {
-    state: Mutex<InFlight>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct InFlight {
-    parcels: VecDeque<Parcel>,
-    /// Bytes in `parcels`, and the one being written.
-    held: u64,
-    cut: bool,
-}
-
-/// Bytes and when they arrive. None at all mean the end of the stream.
-#[derive(Debug)]
-struct Parcel {
-    due: Duration,
-    bytes: Vec<u8>,
+    /// What was sent to which no byte has come back since.
+    question: Mutex<Option<Question>>,
 }
 
 impl Connection {
     /// Ends it at once, both ways, with a reset to both sides.
     fn cut(&self) {
         for flight in [&self.up, &self.down] {
-            flight.lock().cut = true;
-            flight.changed.notify_all();
+            flight.cut();
         }
         for stream in [&self.client, &self.target] {
             // Errors mean that the peer was faster. Lingering for no time makes close a reset; the
@@ -287,179 +242,25 @@ impl Connection {
         }
     }
 
-    fn set_asking(&self, shared: &Shared, asking: bool) {
-        let mut was = self.asking.lock().expect("no thread panics with this lock held");
-        if *was != asking {
-            *was = asking;
-            let mut waits = shared.waits();
-            let count = if asking { waits.now + 1 } else { waits.now - 1 };
-            waits.set(shared.clock.elapsed(), count);
-        }
-    }
-}
-
-impl Flight {
-    fn lock(&self) -> MutexGuard<'_, InFlight> {
-        self.state.lock().expect("no thread panics with this lock held")
-    }
-
-    /// Waits until `due`; false if the connection is cut before.
-    fn sleep_until(&self, clock: &Clock, due: Duration) -> bool {
-        let mut state = self.lock();
-        loop {
-            let left = due.saturating_sub(clock.elapsed());
-            if state.cut || left.is_zero() {
-                return !state.cut;
-            }
-            state = self.changed.wait_timeout(state, left).expect("no thread panics").0;
+    /// More of a question, or a new one.
+    fn asks(&self, shared: &Shared, bytes: &[u8]) {
+        let mut question = self.question.lock().expect("no thread panics with this lock held");
+        let mut waits = shared.waits();
+        let question = *question.get_or_insert_with(|| {
+            let question = Question::of(bytes);
+            waits.begin(shared.clock.elapsed(), question);
+            question
+        });
+        if question == Question::Brings {
+            waits.brought_bytes += bytes.len() as u64;
         }
     }
 
-    /// Hands over to the receiver; false if the connection is cut. Waits while the receiver holds
-    /// too much, as TCP does when the peer does not read.
-    fn hand_over(&self, parcel: Parcel, held_max: u64) -> bool {
-        let waiting = |state: &mut InFlight| !state.cut && state.held > held_max;
-        let mut state = self.changed.wait_while(self.lock(), waiting).expect("no thread panics");
-        state.held += parcel.bytes.len() as u64;
-        state.parcels.push_back(parcel);
-        self.changed.notify_all();
-        !state.cut
-    }
-
-    /// The next parcel, once it is due.
-    fn receive(&self, clock: &Clock) -> Option<Parcel> {
-        let empty = |state: &mut InFlight| !state.cut && state.parcels.is_empty();
-        let mut state = self.changed.wait_while(self.lock(), empty).expect("no thread panics");
-        let parcel = state.parcels.pop_front()?;
-        drop(state);
-        self.sleep_until(clock, parcel.due).then_some(parcel)
-    }
-
-    fn written(&self, bytes: u64) {
-        self.lock().held -= bytes;
-        self.changed.notify_all();
-    }
-}
-
-/// The congestion window of one sender.
-#[derive(Debug)]
-struct Window {
-    size: u64,
-    max: u64,
-    flying: u64,
-    /// What was sent, and when its acknowledgement comes.
-    sent: VecDeque<(Duration, u64)>,
-}
-
-impl Window {
-    fn new(link: Link) -> Self {
-        Self { size: WINDOW_FIRST, max: link.window_max(), flying: 0, sent: VecDeque::new() }
-    }
-
-    /// Takes in what was acknowledged by `now`. As each byte makes room for itself and one more, the
-    /// window doubles per round trip.
-    fn acknowledge(&mut self, now: Duration) {
-        while let Some((at, bytes)) = self.sent.front().copied()
-            && at <= now
-        {
-            self.sent.pop_front();
-            self.flying -= bytes;
-            self.size = (self.size + bytes).min(self.max);
+    fn answered(&self, shared: &Shared) {
+        let mut question = self.question.lock().expect("no thread panics with this lock held");
+        if let Some(question) = question.take() {
+            shared.waits().end(shared.clock.elapsed(), question);
         }
-    }
-
-    /// How much may be sent now, and otherwise when to ask again. Never slivers of a segment.
-    fn room(&self) -> Result<u64, Duration> {
-        let room = self.size.saturating_sub(self.flying);
-        match self.sent.front() {
-            Some((at, _)) if room < SEGMENT => Err(*at),
-            _ => Ok(room),
-        }
-    }
-
-    fn send(&mut self, bytes: u64, acknowledged_at: Duration) {
-        self.flying += bytes;
-        self.sent.push_back((acknowledged_at, bytes));
-    }
-}
-
-/// One direction of one connection, as its sender sees it.
-struct Sender<'a> {
-    shared: &'a Shared,
-    direction: &'a Direction,
-    flight: &'a Flight,
-    window: Window,
-}
-
-impl Sender<'_> {
-    /// Reads until the end and sends what it reads, nothing before `open_at`.
-    fn run(&mut self, mut from: &TcpStream, open_at: Duration, mut seen: impl FnMut()) -> bool {
-        let link = self.shared.link;
-        let mut last = open_at;
-        let mut buffer = vec![0; usize::try_from(link.turn()).expect("a turn is short")];
-        loop {
-            let Ok(n) = from.read(&mut buffer) else { return false };
-            if n == 0 {
-                let due = self.shared.clock.elapsed().max(last) + link.rtt / 2;
-                return self.flight.hand_over(Parcel { due, bytes: Vec::new() }, u64::MAX);
-            }
-            seen();
-            let ready = self.shared.clock.elapsed().max(open_at);
-            match self.send(&buffer[..n], ready) {
-                Some(left_at) => last = left_at,
-                None => return false,
-            }
-        }
-    }
-
-    /// Sends as the window allows; returns when the last byte has left, None if cut.
-    fn send(&mut self, mut bytes: &[u8], mut ready: Duration) -> Option<Duration> {
-        let Shared { link, clock, .. } = self.shared;
-        let mut left_at = ready;
-        while !bytes.is_empty() {
-            // By the computed time: an acknowledgement counts from when it came, not from when this
-            // thread woke up.
-            self.window.acknowledge(ready);
-            let room = match self.window.room() {
-                Ok(room) => usize::try_from(room).unwrap_or(usize::MAX),
-                Err(at) => {
-                    ready = ready.max(at);
-                    if !self.flight.sleep_until(clock, at) {
-                        return None;
-                    }
-                    continue;
-                }
-            };
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            let count = now.len() as u64;
-            left_at = self.direction.transmit(*link, count, ready);
-            self.window.send(count, left_at + link.rtt);
-            let parcel = Parcel { due: left_at + link.rtt / 2, bytes: now.to_vec() };
-            let held_max = self.window.max + UNREAD_MAX;
-            if !self.flight.hand_over(parcel, held_max)
-                || !self.flight.sleep_until(clock, left_at.saturating_sub(AHEAD))
-            {
-                return None;
-            }
-            bytes = later;
-        }
-        Some(left_at)
-    }
-}
-
-/// Writes what arrives, until the end; false if that failed.
-fn deliver(clock: &Clock, flight: &Flight, mut to: &TcpStream, mut seen: impl FnMut()) -> bool {
-    loop {
-        let Some(parcel) = flight.receive(clock) else { return false };
-        if parcel.bytes.is_empty() {
-            seen();
-            return to.shutdown(Shutdown::Write).is_ok();
-        }
-        seen();
-        if to.write_all(&parcel.bytes).is_err() {
-            return false;
-        }
-        flight.written(parcel.bytes.len() as u64);
     }
 }
 
@@ -488,7 +289,7 @@ fn carry(shared: &Arc<Shared>, client: TcpStream, accepted_at: Duration) {
     let Some(connection) = open(shared, client, accepted_at) else { return };
     let (wan, it) = (&**shared, &*connection);
     let open_at = accepted_at + wan.link.rtt;
-    let send = |direction, flight, from, at, seen: &dyn Fn()| {
+    let send = |direction, flight, from, at, seen: &dyn Fn(&[u8])| {
         let window = Window::new(wan.link);
         let mut sender = Sender { shared: wan, direction, flight, window };
         if !sender.run(from, at, seen) {
@@ -500,17 +301,17 @@ fn carry(shared: &Arc<Shared>, client: TcpStream, accepted_at: Duration) {
             it.cut();
         }
     };
-    let asks = || it.set_asking(wan, true);
-    let answers = || it.set_asking(wan, false);
+    let asks = |bytes: &[u8]| it.asks(wan, bytes);
+    let answers = || it.answered(wan);
     // The target learns of the connection half a round trip after its client may speak.
     let accept_at = open_at + wan.link.rtt / 2;
     std::thread::scope(|scope| {
         spawn_in(scope, "wan up", || send(&wan.up, &it.up, &it.client, open_at, &asks));
-        spawn_in(scope, "wan down", || send(&wan.down, &it.down, &it.target, accept_at, &|| {}));
+        spawn_in(scope, "wan down", || send(&wan.down, &it.down, &it.target, accept_at, &|_| {}));
         spawn_in(scope, "wan to target", || receive(&it.up, &it.target, &|| {}));
         receive(&it.down, &it.client, &answers);
     });
-    it.set_asking(wan, false);
+    it.answered(wan);
     wan.state().open.retain(|other| !Arc::ptr_eq(other, &connection));
 }
 
@@ -526,7 +327,7 @@ fn open(shared: &Shared, client: TcpStream, at: Duration) -> Option<Arc<Connecti
         return None;
     };
     let (up, down) = (Flight::default(), Flight::default());
-    let connection = Arc::new(Connection { client, target, up, down, asking: Mutex::new(false) });
+    let connection = Arc::new(Connection { client, target, up, down, question: Mutex::default() });
     let mut state = shared.state();
     if state.stopping {
         return None;

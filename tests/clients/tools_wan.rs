@@ -59,6 +59,21 @@ fn bytes_pass_whole_and_counted_in_both_directions() {
 }
 
 #[test]
+fn who_brings_something_is_told_from_who_waits_for_it() {
+    let server = CacheServer::start();
+    let wan = Wan::start(server.addr(), NEAR);
+    send(wan.addr(), "PUT", "/a", &pattern(50_000)).unwrap();
+    let totals = wan.totals();
+    assert_eq!((totals.asked, totals.brought, totals.waited), (0, 1, Duration::ZERO));
+    assert!((50_000..51_000).contains(&totals.brought_bytes), "{totals:?}");
+    send(wan.addr(), "GET", "/a", b"").unwrap();
+    let totals = wan.totals();
+    assert_eq!((totals.asked, totals.brought), (1, 1));
+    assert!(totals.waited >= NEAR.rtt, "{totals:?}");
+    assert!(!wan.is_waiting());
+}
+
+#[test]
 fn many_connections_share_it_without_mixing_bytes() {
     let server = CacheServer::start();
     for i in 0..16_usize {

@@ -18,6 +18,19 @@ pub(crate) const GO_1_26: &str = "1.26.6";
 pub(crate) const GO_1_27: &str = "1.27.3";
 pub(crate) const GO_VERSIONS: [&str; 3] = [GO_1_24, GO_1_26, GO_1_27];
 
+/// What cargo tells those that it runs. Build scripts of dependencies look at it (ring's does): a
+/// cargo that is told of another package by it builds them, and us, anew; the next one once more.
+const OF_CARGO: [&str; 8] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_VERSION",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
 /// A Go toolchain.
 #[derive(Clone, Debug)]
 pub(crate) struct Go {
@@ -85,6 +98,9 @@ pub(crate) fn example(name: &str) -> PathBuf {
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target);
+    for name in OF_CARGO {
+        build.env_remove(name);
+    }
     let profile = if cfg!(debug_assertions) {
         "debug"
     } else {
