@@ -134,7 +134,7 @@ impl Cache {
                 confirmed: Confirmed::default(),
                 flights: Flights::default(),
                 frames: Frames::default(),
-                forecasts: Forecasts::new(clock.clone()),
+                forecasts: Forecasts::new(clock.clone(), metrics.clone()),
                 statistics: Estimates::new(&upstreams, &store),
                 realms: Realms::new(upstreams, store.clone()),
                 sessions: Sessions::new(clock.clone()),

@@ -56,14 +56,20 @@ impl Cache {
         }
     }
 
-    /// Lets what is expected go on as a single question of its own.
-    pub fn ask_ahead(&self, realm: &Realm, expected: Expected) {
-        let Some(upstream) = realm.upstream.clone() else { return };
+    /// Lets what is expected go on as a single question of its own; returns when it is answered.
+    pub async fn ask_ahead(&self, realm: &Realm, forecast: &Forecast, expected: Expected) {
+        let action = expected.row.action;
+        let Some(upstream) = realm.upstream.clone() else { return forecast.left(&action) };
         let key = Key::go(realm.id, expected.row.action);
         let name = realm.name_of(&key);
         let question = crate::cache::policy::statistics::Kind::Listed;
         let flight = self.clone().fly(expected.leader, upstream, realm.id, name, key, question);
-        self.inner.tasks.spawn("fetch", flight);
+        flight.await;
+        if self.inner.store.find(&Key::go(realm.id, action)).is_some() {
+            forecast.arrived(&action, true);
+        } else {
+            forecast.left(&action);
+        }
     }
 
     /// Unpacks a frame and keeps its output for all entries that name it; false if the frame is not
@@ -81,6 +87,7 @@ impl Cache {
         let finished = self.unpack_ahead(&output, size, frame);
         let kept = finished.is_some_and(|mut f| self.inner.store.place(&mut f, None).is_ok());
         if kept {
+            forecast.brought(frame.iter().map(|piece| piece.len() as u64).sum());
             self.record_ahead(realm, forecast, expected, true);
         } else {
             expected.iter().for_each(|e| forecast.left(&e.row.action));

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::cache::policy::ask::Known;
 use crate::cache::realm::Realm;
 use crate::entry::Digest;
+use crate::telemetry::Metrics;
 use crate::units::Clock;
 
 /// Forecasts that are remembered; the oldest give way.
@@ -89,6 +90,7 @@ impl Listed {
 #[derive(Debug)]
 pub struct Forecast {
     pub aim: Aim,
+    metrics: Arc<Metrics>,
     made: Duration,
     phase: watch::Sender<Phase>,
     parents: watch::Sender<Option<Vec<Arc<str>>>>,
@@ -96,6 +98,8 @@ pub struct Forecast {
     /// Bytes of the plan that are here.
     pub arrived_bytes: AtomicU64,
     pub fetched: AtomicU64,
+    /// Of the frames that were fetched and kept.
+    pub fetched_bytes: AtomicU64,
     pub used: AtomicU64,
     /// Sessions and commands that want it.
     wanted_by: AtomicU64,
@@ -107,15 +111,17 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    fn new(aim: Aim, clock: Clock) -> Self {
+    fn new(aim: Aim, clock: Clock, metrics: Arc<Metrics>) -> Self {
         Self {
             aim,
+            metrics,
             made: clock.elapsed(),
             phase: watch::Sender::new(Phase::Loading),
             parents: watch::Sender::new(None),
             listed: OnceLock::new(),
             arrived_bytes: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
+            fetched_bytes: AtomicU64::new(0),
             used: AtomicU64::new(0),
             wanted_by: AtomicU64::new(0),
             left_ms: AtomicU64::new(0),
@@ -197,27 +203,43 @@ impl Forecast {
 
     /// It has been fetched ahead, or was there when its turn came.
     pub fn arrived(&self, action: &Digest, is_fetched: bool) {
-        let Some(entry) = self.listed.get().and_then(|listed| listed.get(action)) else { return };
+        let Some(entry) = self.entry(action) else { return };
         if is_fetched && entry.turn(WANTED, FETCHED) {
             self.fetched.fetch_add(1, Ordering::Relaxed);
+            self.metrics.prefetched_entries.inc();
         } else {
             entry.turn(WANTED, THERE);
         }
     }
 
+    /// A frame of this length has been fetched and kept.
+    pub fn brought(&self, frame_bytes: u64) {
+        self.fetched_bytes.fetch_add(frame_bytes, Ordering::Relaxed);
+        self.metrics.prefetched_bytes.add(frame_bytes);
+    }
+
+    fn entry(&self, action: &Digest) -> Option<&Listed> {
+        self.listed.get()?.get(action)
+    }
+
     /// It is not fetched ahead any more: whoever needs it asks.
     pub fn left(&self, action: &Digest) {
-        if let Some(entry) = self.listed.get().and_then(|listed| listed.get(action)) {
+        if let Some(entry) = self.entry(action) {
             entry.turn(WANTED, LEFT);
         }
     }
 
+    /// How many are not here because they could not be fetched, or are not wanted any more.
+    pub fn count_left(&self) -> usize {
+        let listed = self.listed.get().into_iter().flat_map(HashMap::values);
+        listed.filter(|entry| entry.state.load(Ordering::Relaxed) == LEFT).count()
+    }
+
     /// A build has used it.
     pub fn used(&self, action: &Digest) {
-        if let Some(entry) = self.listed.get().and_then(|listed| listed.get(action))
-            && entry.turn(FETCHED, USED)
-        {
+        if self.entry(action).is_some_and(|entry| entry.turn(FETCHED, USED)) {
             self.used.fetch_add(1, Ordering::Relaxed);
+            self.metrics.prefetch_used.inc();
         }
     }
 
@@ -265,12 +287,14 @@ pub struct Forecasts {
     list: Mutex<VecDeque<Arc<Forecast>>>,
     asked: Mutex<VecDeque<Arc<Forecast>>>,
     news: Notify,
+    metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl Forecasts {
-    pub fn new(clock: Clock) -> Self {
-        Self { list: Mutex::default(), asked: Mutex::default(), news: Notify::new(), clock }
+    pub fn new(clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let (list, asked) = (Mutex::default(), Mutex::default());
+        Self { list, asked, news: Notify::new(), metrics, clock }
     }
 
     /// The forecast for this aim; a worker is asked for it if it is new.
@@ -284,7 +308,7 @@ impl Forecasts {
         if list.len() >= FORECASTS_MAX {
             list.pop_front();
         }
-        let forecast = Arc::new(Forecast::new(aim, self.clock.clone()));
+        let forecast = Arc::new(Forecast::new(aim, self.clock.clone(), self.metrics.clone()));
         list.push_back(forecast.clone());
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push_back(forecast.clone());
         self.news.notify_one();
@@ -300,6 +324,12 @@ impl Forecasts {
             }
             self.news.notified().await;
         }
+    }
+
+    /// Whether something is to be fetched that somebody still wants.
+    pub fn any_wanted(&self) -> bool {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter().any(|forecast| forecast.is_wanted())
     }
 
     /// What was learned is out of date: this machine has written a newer manifest itself.

@@ -5,11 +5,13 @@
 //! with the last session that wants it. Nothing here is awaited by a request but its flights.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
 
 use crate::cache::Cache;
 use crate::cache::ahead::Expected;
@@ -82,15 +84,19 @@ fn announce(cache: &Cache, forecast: &Forecast, plan: Plan) -> Vec<Unit> {
     plan.units
 }
 
-/// Fetches in order of first use, a few at a time.
+/// Held until what was fetched is kept.
+type End = mpsc::Sender<Infallible>;
+
+/// Fetches in order of first use, a few at a time; returns when all of it is kept.
 async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
     let total = units.len();
+    let (end, mut ends) = mpsc::channel(1);
     let mut waiting = units.into_iter();
     let mut flying = FuturesUnordered::new();
     loop {
         while flying.len() < STREAMS && forecast.is_wanted() {
             let Some(unit) = waiting.next() else { break };
-            flying.push(stream::fetch(cache.clone(), forecast.clone(), unit));
+            flying.push(stream::fetch(cache.clone(), forecast.clone(), unit, end.clone()));
         }
         if flying.next().await.is_none() {
             break;
@@ -100,6 +106,9 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
     for unit in waiting {
         unit.expected().for_each(|expected| forecast.left(&expected.row.action));
     }
+    drop(end);
+    // Nobody sends: it is over when all who could have ended.
+    while ends.recv().await.is_some() {}
     tracing::debug!(
         units = total,
         fetched = %show_count(forecast.fetched.load(Ordering::Relaxed)),

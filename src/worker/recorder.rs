@@ -153,6 +153,7 @@ async fn write_one(
     let news = Trail { rows: vec![row], ..trail.clone() };
     put(upstream, &branch, news.merge(trail).encode()).await?;
     cache.forecasts().forget(forecast);
+    cache.metrics().manifests_written.inc();
     tracing::info!(
         scope = %aim.scope,
         commit = %aim.commit,

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use crate::backend::{BackendError, Fetched};
 use crate::cache::Cache;
 use crate::cache::forecast::Forecast;
+use crate::worker::prefetcher::End;
 use crate::worker::prefetcher::plan::{Part, Unit};
 
 /// Frames that are being unpacked, so that what arrives faster waits where it costs no memory.
@@ -23,7 +24,7 @@ const MEASURED_FROM: u64 = 256 << 10;
 static TURNS: Semaphore = Semaphore::const_new(UNPACKING_MAX);
 
 /// Fetches a unit; what does not come is left to those who need it.
-pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit) {
+pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit, end: End) {
     let bytes = unit.bytes();
     if let Some(name) = &unit.name {
         let Some(upstream) = unit.realm.upstream.clone() else { return };
@@ -34,18 +35,21 @@ pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit) {
         };
         let start = unit.part.as_ref().map_or(0, |part| part.start);
         let headed = cache.clock().elapsed();
-        let got = receive(&cache, &forecast, unit, start, fetched).await;
+        let got = receive(&cache, &forecast, unit, start, fetched, &end).await;
         let took = cache.clock().elapsed().saturating_sub(headed);
         if got >= MEASURED_FROM && took > Duration::ZERO {
             cache.learn_transfer(&upstream, got, took);
         }
         tracing::trace!(got, ms = (headed - began).as_millis(), "a unit came");
     } else {
-        let realm = unit.realm.clone();
-        for part in unit.parts {
-            for expected in part.expected {
-                cache.ask_ahead(&realm, expected);
-            }
+        for expected in unit.parts.into_iter().flat_map(|part| part.expected) {
+            let (worker, realm) = (cache.clone(), unit.realm.clone());
+            let (forecast, end) = (forecast.clone(), end.clone());
+            let asking = async move {
+                worker.ask_ahead(&realm, &forecast, expected).await;
+                drop(end);
+            };
+            cache.tasks().spawn("fetch", asking);
         }
     }
     forecast.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -58,6 +62,7 @@ async fn receive(
     unit: Unit,
     start: u64,
     fetched: Result<Option<Fetched>, BackendError>,
+    whole: &End,
 ) -> u64 {
     let realm = unit.realm.id;
     let mut parts: VecDeque<Part> = unit.parts.into();
@@ -87,7 +92,8 @@ async fn receive(
             at += take as u64;
             chunk = rest;
             if let Some(part) = parts.pop_front() {
-                keep(cache, forecast, realm, part, std::mem::take(&mut frame)).await;
+                let frame = std::mem::take(&mut frame);
+                keep(cache, forecast, realm, part, frame, whole.clone()).await;
             }
         }
         at += chunk.len() as u64;
@@ -103,6 +109,7 @@ async fn keep(
     realm: crate::entry::RealmId,
     part: Part,
     frame: Vec<Bytes>,
+    end: End,
 ) {
     let turn = TURNS.acquire().await.expect("it is never closed");
     let (worker, forecast) = (cache.clone(), forecast.clone());
@@ -112,7 +119,7 @@ async fn keep(
             move || worker.keep_ahead(realm, &forecast, part.expected, &frame)
         };
         worker.tasks().blocking("unpack", work).await;
-        drop(turn);
+        drop((turn, end));
     };
     cache.tasks().spawn("unpack", keeping);
 }
