@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Sources;
 use crate::cache::Cache;
-use crate::cache::forecast::Forecast;
+use crate::cache::forecast::{Forecast, Phase};
 use crate::cache::session::Session;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Dropped, Gauges, MISSES, Protocol, Requests, Upstream};
@@ -184,6 +184,14 @@ fn show_session(cache: &Cache, s: &Session) -> Value {
         "saved_s": s.saved_ms.get() as f64 / 1e3,
         "waited_s": s.waited_ms.get() as f64 / 1e3,
         "branch": &*s.branch,
+        "misses_policy": s.misses_policy.get(),
+        // What is known of the build beforehand.
+        "forecast": match s.forecast.as_ref().map(|forecast| forecast.phase()) {
+            None => "none",
+            Some(Phase::Loading) => "loading",
+            Some(Phase::Known) => "known",
+            Some(Phase::Nothing) => "nothing",
+        },
         "prefetched": forecast(|forecast| &forecast.fetched),
         "prefetch_used": forecast(|forecast| &forecast.used),
     })

@@ -71,6 +71,7 @@ const KEYS: &[&str] = &[
     "sessions.0.waited_s",
     "sessions.0.prefetched",
     "sessions.0.prefetch_used",
+    "sessions.0.forecast",
 ];
 
 struct Setup {
@@ -108,6 +109,7 @@ fn setup() -> Setup {
         parents: &[],
     };
     let session = cache.sessions().open(&opening, || None);
+    session.hits_near.inc();
     session.bytes_in.add(10);
     session.saved_ms.add(1500);
     session.waited_ms.add(20);

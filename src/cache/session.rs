@@ -8,7 +8,7 @@ use crate::cache::forecast::Forecast;
 use crate::cache::policy::ask::{Account, Decision, Known, Upstream, decide};
 use crate::cache::policy::group::{Groups, Needs};
 use crate::cache::policy::statistics::Kind as Question;
-use crate::entry::{Class, Digest, Found, Lookup, RealmId};
+use crate::entry::{Class, Digest, Found, Lookup, RealmId, Why};
 use crate::manifest::ROWS_MAX;
 use crate::telemetry::metrics::{Counter, Gauge};
 use crate::units::{Clock, Timestamp};
@@ -37,6 +37,8 @@ pub struct Session {
     pub hits_near: Counter,
     pub hits_upstream: Counter,
     pub misses: Counter,
+    /// Those of them that were built because that is quicker than to ask.
+    pub misses_policy: Counter,
     pub puts: Counter,
     pub bytes_in: Counter,
     pub saved_ms: Counter,
@@ -204,7 +206,10 @@ impl Session {
                 self.bytes_in.add(blob.meta.size);
             }
             Lookup::Hit(_, Found::Memory | Found::Disk | Found::Native) => self.hits_near.inc(),
-            Lookup::Miss(_) => self.misses.inc(),
+            Lookup::Miss(why) => {
+                self.misses.inc();
+                self.misses_policy.add(u64::from(*why == Why::Policy));
+            }
         }
     }
 
@@ -308,6 +313,7 @@ impl Sessions {
             hits_near: Counter::default(),
             hits_upstream: Counter::default(),
             misses: Counter::default(),
+            misses_policy: Counter::default(),
             puts: Counter::default(),
             bytes_in: Counter::default(),
             saved_ms: Counter::default(),

@@ -16,6 +16,10 @@ pub(super) struct Summary {
     pub(super) owed: u64,
     pub(super) saved_s: f64,
     pub(super) waited_s: f64,
+    pub(super) fetched_ahead: u64,
+    pub(super) ahead_used: u64,
+    /// Why nothing was fetched ahead or asked for, in few words.
+    pub(super) why: Option<&'static str>,
     /// Whether a helper is still telling.
     pub(super) is_open: bool,
 }
@@ -35,13 +39,16 @@ impl Summary {
             sum.bytes_in += number("bytes_in");
             sum.saved_s += seconds("saved_s");
             sum.waited_s += seconds("waited_s");
+            sum.fetched_ahead += number("prefetched");
+            sum.ahead_used += number("prefetch_used");
+            sum.why = sum.why.or_else(|| why_not(status, session));
             sum.is_open |= session["ended"].is_null();
         }
         sum
     }
 
     pub(super) fn line(&self) -> String {
-        format!(
+        let mut line = format!(
             "{} hits ({} memory/disk, {} upstream), {} misses, {} down, {} uploads owed, \
              saved ~{}, waited {}",
             show_count(self.hits_near + self.hits_upstream),
@@ -52,7 +59,15 @@ impl Summary {
             show_count(self.owed),
             seconds(self.saved_s),
             seconds(self.waited_s),
-        )
+        );
+        // What is in front of this has one form for ever.
+        if self.fetched_ahead > 0 {
+            line.push_str(&format!(", {} fetched ahead", show_count(self.fetched_ahead)));
+        }
+        if let Some(why) = self.why {
+            line.push_str(&format!("; {why}"));
+        }
+        line
     }
 
     pub(super) fn json(&self, session: &str, exit_code: u8) -> Value {
@@ -67,12 +82,40 @@ impl Summary {
             "uploads_owed": self.owed,
             "saved_s": self.saved_s,
             "waited_s": self.waited_s,
+            "prefetched": self.fetched_ahead,
+            "prefetch_used": self.ahead_used,
+            "why": self.why,
         })
     }
 }
 
+/// Why a session had less help than it might have had. None: it had, or there is nobody to help.
+fn why_not(status: &Value, session: &Value) -> Option<&'static str> {
+    let number = |key: &str| session[key].as_u64().unwrap_or(0);
+    let upstreams = status["upstream"].as_object().filter(|upstreams| !upstreams.is_empty())?;
+    let misses = number("misses");
+    if misses + number("hits_upstream") == 0 || number("prefetched") > 0 {
+        return None;
+    }
+    if upstreams.values().all(|upstream| upstream["state"] == "open") {
+        return Some("the central cache is not reachable");
+    }
+    let is_known = |key: &str| session[key].as_str().is_some_and(|text| !text.is_empty());
+    match session["forecast"].as_str() {
+        Some("nothing") => Some("no manifest of this repository yet"),
+        Some("loading") => Some("manifests did not come in time"),
+        Some("none") if !is_known("scope") || !is_known("commit") => {
+            Some("no commit is known, so nothing is fetched ahead")
+        }
+        _ if number("misses_policy") > misses / 2 => {
+            Some("policy: building is quicker than asking")
+        }
+        _ => None,
+    }
+}
+
 /// Megabytes as networks count them; the first ten with a digit more.
-fn megabytes(bytes: u64) -> String {
+pub(super) fn megabytes(bytes: u64) -> String {
     let tenths = bytes.saturating_add(50_000) / 100_000;
     match tenths {
         0 => "0 MB".to_owned(),
@@ -99,13 +142,23 @@ mod tests {
             owed: 2,
             saved_s: 41.4,
             waited_s: 0.31,
-            is_open: false,
+            ..Summary::default()
         };
         let cases = [
             (
                 full.clone(),
                 "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 35 MB down, 2 uploads owed, \
                  saved ~41 s, waited 0.3 s",
+            ),
+            (
+                Summary { fetched_ahead: 1_312, ..full.clone() },
+                "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 35 MB down, 2 uploads owed, \
+                 saved ~41 s, waited 0.3 s, 1,312 fetched ahead",
+            ),
+            (
+                Summary { why: Some("no manifest of this repository yet"), ..full.clone() },
+                "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 35 MB down, 2 uploads owed, \
+                 saved ~41 s, waited 0.3 s; no manifest of this repository yet",
             ),
             (
                 Summary::default(),
@@ -128,6 +181,30 @@ mod tests {
         }
         for (bytes, shown) in [(49_999, "0 MB"), (50_000, "0.1 MB"), (9_940_000, "9.9 MB")] {
             assert_eq!(megabytes(bytes), shown);
+        }
+    }
+
+    #[test]
+    fn why_there_was_less_help_is_said_where_it_is_known() {
+        let (closed, open) = (json!({"c": {"state": "closed"}}), json!({"c": {"state": "open"}}));
+        let aimed = |forecast: &str, misses: u64, misses_policy: u64| {
+            json!({"scope": "s", "commit": "c", "forecast": forecast, "misses": misses,
+                   "misses_policy": misses_policy})
+        };
+        let nowhere = json!({"scope": "", "commit": "", "forecast": "none", "misses": 1});
+        let cases = [
+            (&closed, aimed("nothing", 1, 0), Some("no manifest of this repository yet")),
+            (&closed, aimed("loading", 1, 0), Some("manifests did not come in time")),
+            (&closed, aimed("known", 3, 2), Some("policy: building is quicker than asking")),
+            (&closed, nowhere, Some("no commit is known, so nothing is fetched ahead")),
+            (&open, aimed("nothing", 1, 0), Some("the central cache is not reachable")),
+            (&closed, aimed("known", 3, 1), None),
+            (&closed, aimed("nothing", 0, 0), None),
+            (&json!({}), aimed("nothing", 1, 0), None),
+        ];
+        for (upstream, session, why) in cases {
+            let status = json!({ "upstream": upstream });
+            assert_eq!(why_not(&status, &session), why, "{session}");
         }
     }
 
