@@ -25,6 +25,8 @@ mod ask;
 
 mod stats;
 
+mod prefetch;
+
 mod doctor;
 
 mod upkeep;
@@ -98,6 +100,7 @@ fn dispatch(matches: &ArgMatches) -> Outcome {
         Some(("stats", matches)) => ask::stats(matches),
         Some(("stop", matches)) => ask::stop(matches),
         Some(("flush", matches)) => ask::flush(matches),
+        Some(("prefetch", matches)) => prefetch::prefetch(matches),
         Some(("demo", matches)) => demo::demo(matches),
         Some(("doctor", matches)) => doctor::doctor(matches),
         Some(("verify", matches)) => upkeep::verify(matches),
@@ -164,7 +167,7 @@ fn tree() -> Command {
         .args(raw::args(DAEMON))
         .arg(detached())
         .subcommands([daemon(), check_config(), go(), run_command(), env(), stats(), stop()])
-        .subcommands([flush(), doctor(), verify(), purge(), demo()])
+        .subcommands([flush(), prefetch(), doctor(), verify(), purge(), demo()])
 }
 
 fn command(name: &'static str, about: &'static str, examples: &'static str) -> Command {
@@ -251,6 +254,20 @@ fn flush() -> Command {
     let examples = "Examples:\n  larder flush\n  larder flush --timeout 2m";
     command("flush", "Wait until no upload is owed", examples)
         .arg(value("timeout", "DURATION", "Wait no longer than this [default: 10m]"))
+        .args(raw::args(BUILD))
+        .arg(json())
+}
+
+fn prefetch() -> Command {
+    let examples = "Examples:\n  larder prefetch --commit \"$GITHUB_SHA\"      before the checkout\n  \
+                    larder prefetch --wait                      in a checkout, until all is here";
+    command("prefetch", "Fetch what a commit's build will need", examples)
+        .arg(switch("wait", "Wait until everything is here"))
+        .arg(value("commit", "ID", "The commit [default: what is checked out]"))
+        .arg(
+            value("timeout", "DURATION", "Wait no longer than this [default: 10m]")
+                .requires("wait"),
+        )
         .args(raw::args(BUILD))
         .arg(json())
 }

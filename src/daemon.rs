@@ -25,6 +25,7 @@ use crate::units::{Clock, show_count};
 use crate::worker::Workers;
 
 mod control;
+mod prefetch;
 
 /// Requests under way when the signal comes may finish within this.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
@@ -240,7 +241,8 @@ impl Daemon {
         loop {
             tokio::time::sleep(look).await;
             let (connections, since) = self.frontend.idle();
-            if connections > 0 || since < self.idle_exit {
+            let is_fetching = self.cache.forecasts().any_wanted();
+            if connections > 0 || since < self.idle_exit || is_fetching {
                 continue;
             }
             if self.cache.store().owed_entries() > 0 {

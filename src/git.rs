@@ -184,7 +184,7 @@ fn read(path: &Path) -> Option<String> {
 }
 
 /// A whole object id, SHA-1 or SHA-256.
-fn object_id(text: &str) -> Option<String> {
+pub fn object_id(text: &str) -> Option<String> {
     let id = text.trim();
     let is_id = matches!(id.len(), 40 | 64) && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_id.then(|| id.to_ascii_lowercase())

@@ -270,12 +270,16 @@ impl Forecast {
         self.done.notify_waiters();
     }
 
+    pub fn is_finished(&self) -> bool {
+        self.is_done.load(Ordering::Acquire)
+    }
+
     pub async fn finished(&self) {
         let done = self.done.notified();
         tokio::pin!(done);
         // Enabled before the look, so that no end falls between the two.
         done.as_mut().enable();
-        if !self.is_done.load(Ordering::Acquire) {
+        if !self.is_finished() {
             done.await;
         }
     }

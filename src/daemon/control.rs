@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::admin::{self, Sources};
 use crate::cache::realm::Wanted;
+use crate::daemon::prefetch;
 use crate::entry::RealmId;
 use crate::frontend::Control;
 use crate::store::verify::{Purge, Verified};
@@ -130,6 +131,7 @@ impl Control for Controls {
             let mut reply = match request["op"].as_str() {
                 Some("stats" | "sessions") => admin::status::collect(&self.sources),
                 Some("flush") => self.flush(&request).await,
+                Some("prefetch") => prefetch::serve(&self.sources.cache, &request, progress).await,
                 Some("verify") => self.verify(&request, progress).await,
                 Some("purge") => self.purge(&request).await,
                 Some("stop") => {

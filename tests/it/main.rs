@@ -20,6 +20,7 @@ mod eviction;
 mod full;
 mod helper;
 mod outage;
+mod prefetch;
 mod proxy;
 mod run;
 mod semantics;
