@@ -22,6 +22,10 @@
 //! **Go's get**: `gocacheprog` reads index and file itself; on a miss a frame over the socket →
 //! `frontend::go` → `Cache::get_go`. **Go's put**: the helper places the file, answers go, tells the
 //! daemon, which records and owes it.
+//! **A prefetch**: a session's hello, or `daemon::prefetch` → `cache::forecast` → `worker::prefetcher`:
+//! manifests (`sources`), `plan`, packs in streams → `Cache::keep_ahead`; gets join the flights.
+//! **A manifest**: what a `Session` has used → `worker::recorder` at its end: packs, then manifest and
+//! trail, as `manifest` encodes them → backend.
 //!
 //! Invariants that hold everywhere:
 //! - A cache may forget; it never lies: nothing is handed out that was not verified.
