@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::cache::Cache;
 use crate::cache::forecast::{Aim, Forecast, Phase};
 use crate::cache::realm::{Realm, Wanted};
+use crate::telemetry::metrics::Upstream;
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -28,7 +29,7 @@ pub(super) async fn serve(
     if let Some(why) = why_never(cache, &realm, request) {
         return json!({ "state": "nothing", "why": why });
     }
-    let began = cache.clock().elapsed();
+    let (began, failed) = (cache.clock().elapsed(), upstream_of(cache, &realm).failures.get());
     let forecast = cache.forecast(aim);
     forecast.want();
     let parents: Vec<Arc<str>> = texts(&request["parents"]).map(Arc::from).collect();
@@ -45,8 +46,10 @@ pub(super) async fn serve(
     let mut reply = told(cache, &forecast, began);
     reply["late"] = is_late.into();
     if !is_late && forecast.phase() != Phase::Known {
+        let upstream = upstream_of(cache, &realm);
+        let is_trouble = upstream.state() != "closed" || upstream.failures.get() > failed;
         reply["state"] = "nothing".into();
-        reply["why"] = why_nothing(cache, &realm).into();
+        reply["why"] = why_nothing(is_trouble).into();
     }
     reply
 }
@@ -95,14 +98,18 @@ fn why_never(cache: &Cache, realm: &Realm, request: &Value) -> Option<&'static s
     })
 }
 
-fn why_nothing(cache: &Cache, realm: &Realm) -> &'static str {
-    let name = realm.upstream.as_ref().map_or("", |upstream| &*upstream.name);
-    if cache.metrics().upstream(name).state() == "closed" {
+const fn why_nothing(is_trouble: bool) -> &'static str {
+    if is_trouble {
+        "the central cache did not answer as it should; `larder doctor` looks why"
+    } else {
         "no manifest of this commit, its parents or its branches; the first build with larder \
          writes one"
-    } else {
-        "the central cache is not reachable"
     }
+}
+
+fn upstream_of(cache: &Cache, realm: &Realm) -> Arc<Upstream> {
+    let name = realm.upstream.as_ref().map_or("", |upstream| &*upstream.name);
+    cache.metrics().upstream(name)
 }
 
 /// Returns when nothing more is fetched; tells how far it is.

@@ -16,6 +16,7 @@ use crate::support::{PATIENCE, wait_for};
 
 const SCOPE: &str = "example.com/app:build";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 const ENTRIES: u8 = 40;
 
 fn prefetch(home: &Home, args: &[&str]) -> (Option<i32>, String, String) {
@@ -142,17 +143,24 @@ fn a_prefetch_that_knows_nothing_says_so() {
     let (far, near) = (Home::new(), Home::new());
     let central = far.daemon(&[]);
     let url = central.url();
-    let aim = ["--scope", SCOPE, "--commit", COMMIT, "--wait"];
-    let (code, said, problem) = prefetch(&near, &[&aim[..], &["--upstream", &url]].concat());
+    let aim = ["--scope", SCOPE, "--wait"];
+    let upstream = ["--commit", COMMIT, "--upstream", &url];
+    let (code, said, problem) = prefetch(&near, &[&aim[..], &upstream].concat());
     assert_eq!((code, &*said), (Some(3), ""), "{problem}");
     assert_eq!(problem.lines().count(), 1, "{problem}");
     assert!(problem.contains("no manifest of this commit"), "{problem}");
+    central.kill();
+    let other = ["--commit", OTHER, "--upstream", &url];
+    let (code, _, problem) = prefetch(&near, &[&aim[..], &other].concat());
+    assert_eq!(code, Some(3), "{problem}");
+    assert!(problem.contains("did not answer"), "{problem}");
     stop(&near);
-    let (code, _, problem) = prefetch(&near, &aim);
+    let (code, _, problem) = prefetch(&near, &[&aim[..], &["--commit", COMMIT]].concat());
     assert_eq!(code, Some(3), "{problem}");
     assert!(problem.contains("--upstream"), "{problem}");
     let elsewhere = format!("unix:{}", near.path().join("nobody.sock").display());
-    let (code, _, problem) = prefetch(&near, &[&aim[..], &["--daemon", &elsewhere]].concat());
+    let nobody = ["--commit", COMMIT, "--daemon", &elsewhere];
+    let (code, _, problem) = prefetch(&near, &[&aim[..], &nobody].concat());
     assert_eq!(code, Some(4), "{problem}");
     stop(&near);
 }
