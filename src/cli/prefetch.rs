@@ -141,7 +141,7 @@ fn outcome(reply: &Value, identity: &Identity) -> Result<String, String> {
         Some("fetched") => {
             let mut line = came;
             let here = listed.saturating_sub(fetched + left);
-            for (count, words) in [(here, "were here"), (left, "did not come")] {
+            for (count, words) in [(here, "needed no fetching"), (left, "did not come")] {
                 if count > 0 {
                     line.push_str(&format!("; {} {words}", show_count(count)));
                 }
@@ -167,7 +167,7 @@ mod tests {
             "state": "fetched", "listed": 1_500, "fetched": 1_312, "left": 3,
             "bytes": 35_200_000, "took_ms": 1_240,
         });
-        let line = "1,312 entries fetched, 35 MB, 1.2 s; 185 were here; 3 did not come";
+        let line = "1,312 entries fetched, 35 MB, 1.2 s; 185 needed no fetching; 3 did not come";
         assert_eq!(outcome(&full, &identity).unwrap(), line);
         let all = json!({"state": "fetched", "listed": 2, "fetched": 2, "bytes": 1, "took_ms": 1});
         assert_eq!(outcome(&all, &identity).unwrap(), "2 entries fetched, 0 MB, 0.0 s");
