@@ -151,6 +151,7 @@ impl Cache {
         });
         let (decision, _wait) = session.decide(action, &known, &estimate, speed, typical);
         statistics.with(&upstream, |s| s.observe_decision((&known).into(), decision));
+        tracing::trace!(%action, ?known, ?estimate, ?decision, "a key that is not here");
         match decision {
             Decision::Build => Lookup::Miss(Why::Policy),
             Decision::Probe => {

@@ -51,9 +51,21 @@ async fn of_realm(
 ) -> Option<(Arc<Realm>, Manifest)> {
     let upstream = realm.upstream.clone()?;
     let asked = Asked { cache, upstream: &upstream, realm: &realm, aim: &forecast.aim };
-    let ((head, trails), parents) =
-        join(join(asked.manifest(&forecast.aim.commit), asked.trails()), asked.parents(forecast))
-            .await;
+    let known = join(asked.manifest(&forecast.aim.commit), asked.trails());
+    let parents = asked.parents(forecast);
+    tokio::pin!(known, parents);
+    let (head, trails, parents) = tokio::select! {
+        (head, trails) = &mut known => {
+            // A commit that was built whole needs no parents, and git may be slow to name them.
+            let is_whole = head.as_ref().is_some_and(|head: &Manifest| head.complete);
+            let parents = if is_whole { Vec::new() } else { parents.await };
+            (head, trails, parents)
+        }
+        parents = &mut parents => {
+            let (head, trails) = known.await;
+            (head, trails, parents)
+        }
+    };
     let best = trails.iter().filter_map(Trail::best).max_by_key(|row| (row.complete, row.rows));
     let mut found: Vec<Manifest> = head.into_iter().chain(parents).collect();
     let rows = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
