@@ -52,7 +52,9 @@ impl Cache {
                 self.keep_go(key, &entry, finished)
             }
             Err(why) => {
-                if why == Why::Absent {
+                // Gone, or not what it should be: a build of it must be sent again. After a mere
+                // broken connection that sends a frame twice.
+                if matches!(why, Why::Absent | Why::Fault) {
                     self.inner.frames.remove(key.realm, &entry.digest);
                 }
                 End::Failed(why)
