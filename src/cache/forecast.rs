@@ -183,7 +183,9 @@ impl Forecast {
         if entry.state.load(Ordering::Relaxed) != WANTED {
             return Known::Listed { cost_ms, frame_bytes };
         }
-        let ahead = (entry.before + entry.frame_bytes)
+        let ahead = entry
+            .before
+            .saturating_add(entry.frame_bytes)
             .saturating_sub(self.arrived_bytes.load(Ordering::Relaxed));
         #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
         let eta_ms = (bytes_per_ms > 0.0).then(|| (ahead as f64 / bytes_per_ms) as u64);

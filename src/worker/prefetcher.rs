@@ -9,8 +9,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use crate::cache::Cache;
@@ -87,25 +87,32 @@ fn announce(cache: &Cache, forecast: &Forecast, plan: Plan) -> Vec<Unit> {
 /// Held until what was fetched is kept.
 type End = mpsc::Sender<Infallible>;
 
-/// Fetches in order of first use, a few at a time; returns when all of it is kept.
+/// Fetches in order of first use, a few at a time, while somebody wants it and there is room;
+/// returns when all of it is kept.
 async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
     let total = units.len();
     let (end, mut ends) = mpsc::channel(1);
     let mut waiting = units.into_iter();
     let mut flying = FuturesUnordered::new();
+    // Outputs that are on their way take room too.
+    let mut coming = 0;
     loop {
         while flying.len() < STREAMS && forecast.is_wanted() {
             let Some(unit) = waiting.next() else { break };
-            flying.push(stream::fetch(cache.clone(), forecast.clone(), unit, end.clone()));
+            let size = unit.size();
+            if cache.store().has_room(size.saturating_add(coming)) {
+                coming += size;
+                let fetching = stream::fetch(cache.clone(), forecast.clone(), unit, end.clone());
+                flying.push(fetching.map(move |()| size));
+            } else {
+                leave(forecast, &unit);
+            }
         }
-        if flying.next().await.is_none() {
-            break;
-        }
+        let Some(size) = flying.next().await else { break };
+        coming -= size;
     }
     // Whoever needs what is left asks for it.
-    for unit in waiting {
-        unit.expected().for_each(|expected| forecast.left(&expected.row.action));
-    }
+    waiting.for_each(|unit| leave(forecast, &unit));
     drop(end);
     // Nobody sends: it is over when all who could have ended.
     while ends.recv().await.is_some() {}
@@ -114,6 +121,10 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
         fetched = %show_count(forecast.fetched.load(Ordering::Relaxed)),
         "prefetch ended"
     );
+}
+
+fn leave(forecast: &Forecast, unit: &Unit) {
+    unit.expected().for_each(|expected| forecast.left(&expected.row.action));
 }
 
 impl Unit {

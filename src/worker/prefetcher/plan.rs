@@ -44,6 +44,12 @@ impl Unit {
         self.parts.iter().map(|part| part.first).min().unwrap_or(usize::MAX)
     }
 
+    /// Of the outputs that it brings.
+    pub(super) fn size(&self) -> u64 {
+        let first = |part: &Part| part.expected.first().map_or(0, |expected| expected.row.size);
+        self.parts.iter().map(first).fold(0, u64::saturating_add)
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.at.end - part.at.start).sum()
     }
@@ -91,7 +97,7 @@ fn one_realm(
         if is_here {
             known.push(expected);
         } else if wanted.add(manifest, expected, first) {
-            *before += frame_bytes;
+            *before = before.saturating_add(frame_bytes);
         }
     }
     plan.known.push((realm.id, known));
