@@ -56,16 +56,15 @@ impl Cache {
         }
     }
 
-    /// Lets what is expected go on as a single question of its own; returns when it is answered.
+    /// Asks for what is expected as a single question of its own; returns when it is answered.
     pub async fn ask_ahead(&self, realm: &Realm, forecast: &Forecast, expected: Expected) {
+        let Some(upstream) = realm.upstream.clone() else { return };
         let action = expected.row.action;
-        let Some(upstream) = realm.upstream.clone() else { return forecast.left(&action) };
-        let key = Key::go(realm.id, expected.row.action);
+        let key = Key::go(realm.id, action);
         let name = realm.name_of(&key);
         let question = crate::cache::policy::statistics::Kind::Listed;
-        let flight = self.clone().fly(expected.leader, upstream, realm.id, name, key, question);
-        flight.await;
-        if self.inner.store.find(&Key::go(realm.id, action)).is_some() {
+        self.clone().fly(expected.leader, upstream, realm.id, name, key.clone(), question).await;
+        if self.inner.store.find_go(&key).is_some() {
             forecast.arrived(&action, true);
         } else {
             forecast.left(&action);

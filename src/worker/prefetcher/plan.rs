@@ -19,6 +19,12 @@ const GAP_MAX: u64 = 256 << 10;
 const SPAN_MAX: u64 = 4 << 20;
 const SPAN_FIRST: u64 = 512 << 10;
 
+/// A frame that stands alone is held in memory up to this length; what is longer streams to disk
+/// when its entry is asked for.
+const ALONE_MAX: u64 = 8 << 20;
+/// Entries that are asked for by themselves at once, for each stream.
+const ASKED_MAX: usize = 8;
+
 /// One frame, for all entries whose output it holds.
 pub(super) struct Part {
     /// Within the object upstream.
@@ -156,11 +162,13 @@ impl Wanted {
                 self.outputs.insert(row.output, Slot::Pack(pack, parts.len()));
                 parts.push(part(offset..offset + u64::from(len), expected));
             }
-            Place::Frame { digest, size } => {
+            Place::Frame { digest, size } if size <= ALONE_MAX => {
                 self.outputs.insert(row.output, Slot::Alone(self.alone.len()));
                 self.alone.push((digest, part(0..size, expected)));
             }
-            Place::Empty | Place::Ask => self.asked.push(part(0..0, expected)),
+            Place::Empty | Place::Ask | Place::Frame { .. } => {
+                self.asked.push(part(0..0, expected))
+            }
         }
         true
     }
@@ -183,8 +191,10 @@ impl Wanted {
             let (realm, name) = (realm.clone(), Some(in_cas(&digest)));
             units.push(Unit { realm, name, part: None, parts: vec![part] });
         }
-        for part in self.asked {
-            units.push(Unit { realm: realm.clone(), name: None, part: None, parts: vec![part] });
+        let mut asked = self.asked.into_iter().peekable();
+        while asked.peek().is_some() {
+            let parts = asked.by_ref().take(ASKED_MAX).collect();
+            units.push(Unit { realm: realm.clone(), name: None, part: None, parts });
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use crate::backend::{BackendError, Fetched};
@@ -42,15 +43,8 @@ pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit, end
         }
         tracing::trace!(got, ms = (headed - began).as_millis(), "a unit came");
     } else {
-        for expected in unit.parts.into_iter().flat_map(|part| part.expected) {
-            let (worker, realm) = (cache.clone(), unit.realm.clone());
-            let (forecast, end) = (forecast.clone(), end.clone());
-            let asking = async move {
-                worker.ask_ahead(&realm, &forecast, expected).await;
-                drop(end);
-            };
-            cache.tasks().spawn("fetch", asking);
-        }
+        let expected = unit.parts.into_iter().flat_map(|part| part.expected);
+        join_all(expected.map(|expected| cache.ask_ahead(&unit.realm, &forecast, expected))).await;
     }
     forecast.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
 }
@@ -75,7 +69,10 @@ async fn receive(
     };
     let mut at = start;
     let mut frame: Vec<Bytes> = Vec::new();
-    while let Some(Ok(mut chunk)) = chunks.next().await {
+    // What follows the last frame is nobody's.
+    while !parts.is_empty()
+        && let Some(Ok(mut chunk)) = chunks.next().await
+    {
         while let Some(part) = parts.front() {
             let end = at + chunk.len() as u64;
             let skip = part.at.start.saturating_sub(at).min(chunk.len() as u64);
