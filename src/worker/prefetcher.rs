@@ -132,3 +132,6 @@ impl Unit {
         self.parts.iter().flat_map(|part| &part.expected)
     }
 }
+
+#[cfg(test)]
+pub(in crate::worker) mod tests;

@@ -189,3 +189,6 @@ fn row_of(manifest: &Manifest) -> TrailRow {
         packs: manifest.packs.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,11 +54,20 @@ impl Bench {
     }
 
     pub(in crate::worker) fn cache_of(&self, store: &Store, upstreams: Vec<Upstream>) -> Cache {
+        self.cache_as(store, upstreams, false)
+    }
+
+    pub(in crate::worker) fn cache_as(
+        &self,
+        store: &Store,
+        upstreams: Vec<Upstream>,
+        read_only: bool,
+    ) -> Cache {
         let config = cache::Config {
             memory: Some(ByteSize(1 << 20)),
             namespace: String::new(),
             trust: None,
-            read_only: false,
+            read_only,
             scope: String::new(),
             frontends: Vec::new(),
             classes: Vec::new(),

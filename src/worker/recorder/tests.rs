@@ -1,0 +1,140 @@
+//! What is written down of sessions: nothing partial hides what is fuller, and only who may write
+//! does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::memory::{Call, Fault, MemoryBackend};
+use crate::entry::Digest;
+use crate::worker::Flushed;
+use crate::worker::prefetcher::tests::support::{
+    MINUTE, Machine, manifest_name, manifest_of, outputs, trail_name, trail_of,
+};
+use crate::worker::uploader::bench::{Bench, until, upstream};
+
+fn actions_of(backend: &MemoryBackend, commit: &str) -> Vec<Digest> {
+    manifest_of(backend, commit).rows.iter().map(|row| row.action).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_session_of_a_commit_adds_to_its_manifest_and_takes_nothing() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 50);
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    let row = trail_of(&backend).rows[0].clone();
+    assert!(row.complete && row.rows == 50, "{row:?}");
+    // On the same machine, which has forgotten nothing, and on a cold one.
+    let same = a.begin("c1");
+    assert_eq!(a.hits(Some(&same), &built[10..13]).await, 3);
+    a.end(&same);
+    assert_eq!(a.workers.flush(MINUTE).await, Flushed::default());
+    assert_eq!(actions_of(&backend, "c1").len(), 50);
+    let b = Machine::new(&backend);
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    assert_eq!(b.hits(Some(&session), &built[20..23]).await, 3);
+    b.build(&b.realm(), &session, &outputs(100, 2));
+    b.end(&session);
+    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
+    let actions = actions_of(&backend, "c1");
+    assert_eq!(actions.len(), 52);
+    assert!(built.iter().all(|output| actions.contains(&output.action)));
+    let trail = trail_of(&backend);
+    assert_eq!(trail.rows.len(), 1);
+    assert!(trail.rows[0].complete && trail.rows[0].rows == 52);
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partial_manifest_does_not_hide_the_best_of_the_trail() {
+    let backend = Arc::new(MemoryBackend::new());
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &outputs(0, 50)).await;
+    a.bench.clock.advance(MINUTE);
+    a.build_commit("c2", &outputs(100, 3)).await;
+    assert_eq!(actions_of(&backend, "c2").len(), 3);
+    let trail = trail_of(&backend);
+    assert_eq!(trail.rows.len(), 2);
+    assert_eq!(trail.best().unwrap().commit, "c1", "three entries are not all of a build");
+    for (commit, listed) in [("c1", 50), ("c2", 53), ("c3", 50)] {
+        let b = Machine::new(&backend);
+        let session = b.begin(commit);
+        let forecast = b.settled(&session).await;
+        assert_eq!(forecast.lists(), listed, "{commit}");
+        b.close().await;
+    }
+    a.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_writers_at_once_lose_a_row_of_the_trail_at_most() {
+    let backend = Arc::new(MemoryBackend::new());
+    let first = Machine::new(&backend);
+    first.build_commit("c0", &outputs(0, 20)).await;
+    first.close().await;
+    // Both read before either writes.
+    let trail = trail_name("team");
+    backend.fault_by(move |call, name| {
+        (call == Call::Get && *name == trail).then_some(Fault::Delay(Duration::from_secs(5)))
+    });
+    let (a, b) = (Machine::new(&backend), Machine::new(&backend));
+    let (of_a, of_b) = (a.begin("ca"), b.begin("cb"));
+    a.build(&a.realm(), &of_a, &outputs(100, 20));
+    b.build(&b.realm(), &of_b, &outputs(200, 20));
+    a.end(&of_a);
+    b.end(&of_b);
+    let (flushed_a, flushed_b) =
+        tokio::join!(a.workers.flush(10 * MINUTE), b.workers.flush(10 * MINUTE));
+    assert_eq!((flushed_a, flushed_b), (Flushed::default(), Flushed::default()));
+    backend.heal();
+    assert_eq!(actions_of(&backend, "ca").len(), 20);
+    assert_eq!(actions_of(&backend, "cb").len(), 20);
+    let commits: Vec<String> = trail_of(&backend).rows.into_iter().map(|row| row.commit).collect();
+    assert!(commits.len() >= 2 && commits.contains(&"c0".to_owned()), "{commits:?}");
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_write_writes_no_manifest() {
+    for (is_read_only, upstream_writes) in [(true, true), (false, false)] {
+        let backend = Arc::new(MemoryBackend::new());
+        let mut bench = Bench::new();
+        bench.backend = backend.clone();
+        let mut up = upstream("main", backend.clone());
+        up.writes = upstream_writes;
+        let cache = bench.cache_as(&bench.open(), vec![up], is_read_only);
+        let machine = Machine::of(bench, cache);
+        let session = machine.begin("c1");
+        machine.build(&machine.realm(), &session, &outputs(0, 5));
+        machine.end(&session);
+        until(|| session.unwritten().is_none()).await;
+        machine.workers.flush(MINUTE).await;
+        assert_eq!(backend.calls_total().puts, 0);
+        assert!(backend.names().is_empty());
+        machine.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_written_is_written_later() {
+    let backend = Arc::new(MemoryBackend::new());
+    let machine = Machine::new(&backend);
+    let manifest = manifest_name("team", "c1");
+    let name = manifest.clone();
+    backend.fault_by(move |call, asked| {
+        let fails = call == Call::Put && *asked == name;
+        fails.then_some(Fault::Error(|| crate::backend::BackendError::Status(500)))
+    });
+    let session = machine.begin("c1");
+    machine.build(&machine.realm(), &session, &outputs(0, 5));
+    machine.end(&session);
+    until(|| backend.calls(&manifest).puts >= 2).await;
+    assert!(backend.peek(&trail_name("team")).is_none(), "a trail that names no manifest");
+    backend.heal();
+    until(|| backend.peek(&trail_name("team")).is_some()).await;
+    assert_eq!(actions_of(&backend, "c1").len(), 5);
+    machine.close().await;
+}
