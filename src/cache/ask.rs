@@ -56,7 +56,7 @@ fn note_of(upstream: &Upstream) -> String {
 impl Cache {
     /// A helper's session, with the forecast that it shares with all who build the same.
     pub fn open_session(&self, realm: &Arc<Realm>, opening: &Opening<'_>) -> Arc<Session> {
-        self.inner.sessions.open(opening, || {
+        let session = self.inner.sessions.open(opening, || {
             let has_upstream = realm.chain().any(|realm| realm.upstream.is_some());
             let is_aimed = !opening.scope.is_empty() && !opening.commit.is_empty();
             (has_upstream && is_aimed).then(|| {
@@ -68,7 +68,11 @@ impl Cache {
                     default_branch: opening.default_branch.into(),
                 })
             })
-        })
+        });
+        if let Some(forecast) = &session.forecast {
+            self.inner.forecasts.resume(forecast);
+        }
+        session
     }
 
     /// What this machine has of a Go action, in the realm or in the one that it trusts.

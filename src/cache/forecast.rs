@@ -108,6 +108,8 @@ pub struct Forecast {
     clock: Clock,
     is_done: AtomicBool,
     done: Notify,
+    /// It ended because nobody wanted it any more.
+    is_cut: AtomicBool,
 }
 
 impl Forecast {
@@ -128,6 +130,7 @@ impl Forecast {
             clock,
             is_done: AtomicBool::new(false),
             done: Notify::new(),
+            is_cut: AtomicBool::new(false),
         }
     }
 
@@ -206,7 +209,7 @@ impl Forecast {
     /// It has been fetched ahead, or was there when its turn came.
     pub fn arrived(&self, action: &Digest, is_fetched: bool) {
         let Some(entry) = self.entry(action) else { return };
-        if is_fetched && entry.turn(WANTED, FETCHED) {
+        if is_fetched && (entry.turn(WANTED, FETCHED) || entry.turn(LEFT, FETCHED)) {
             self.fetched.fetch_add(1, Ordering::Relaxed);
             self.metrics.prefetched_entries.inc();
         } else {
@@ -276,6 +279,20 @@ impl Forecast {
         self.is_done.load(Ordering::Acquire)
     }
 
+    /// It is finished, and something is left that is fetched once somebody wants it again.
+    pub fn cut_short(&self) {
+        self.is_cut.store(true, Ordering::Release);
+    }
+
+    /// Begins anew; false if nothing was cut short. Who is told true sees to it.
+    pub fn resume(&self) -> bool {
+        let is_cut = self.is_cut.swap(false, Ordering::AcqRel);
+        if is_cut {
+            self.is_done.store(false, Ordering::Release);
+        }
+        is_cut
+    }
+
     pub async fn finished(&self) {
         let done = self.done.notified();
         tokio::pin!(done);
@@ -319,6 +336,15 @@ impl Forecasts {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push_back(forecast.clone());
         self.news.notify_one();
         forecast
+    }
+
+    /// Somebody wants it again: what was cut short goes on.
+    pub fn resume(&self, forecast: &Arc<Forecast>) {
+        if forecast.resume() {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.push_back(forecast.clone());
+            self.news.notify_one();
+        }
     }
 
     /// The next one that is to be filled in.

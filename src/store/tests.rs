@@ -302,7 +302,7 @@ fn a_store_that_opens_leaves_bodies_that_somebody_is_writing() {
     }
     let an_hour_ago =
         std::fs::metadata(&old).unwrap().modified().unwrap() - Duration::from_secs(3600);
-    std::fs::File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
+    File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
     store.close();
     drop(store);
     let _store = bench.open();

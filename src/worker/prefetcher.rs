@@ -2,7 +2,8 @@
 //!
 //! For each forecast: the manifests are read (`sources`), what is not here yet is planned (`plan`)
 //! and becomes flights that requests join, then it is fetched in a few streams (`stream`). It stops
-//! with the last session that wants it. Nothing here is awaited by a request but its flights.
+//! with the last session that wants it, and goes on with the next helper. Nothing here is awaited by a
+//! request but its flights.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -47,17 +48,28 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
 /// One forecast, from its manifests to its end.
 async fn follow(cache: Cache, forecast: Arc<Forecast>) {
     let mut shutdown = cache.tasks().shutdown_signal();
-    tokio::select! {
-        () = fulfil(&cache, &forecast) => {}
-        () = shutdown.wait() => {}
+    loop {
+        let is_cut = tokio::select! {
+            is_cut = fulfil(&cache, &forecast) => is_cut,
+            () = shutdown.wait() => false,
+        };
+        forecast.finish();
+        if is_cut {
+            forecast.cut_short();
+        }
+        // Whoever came just before that could not know of it.
+        if !forecast.is_wanted() || !forecast.resume() {
+            return;
+        }
     }
-    forecast.finish();
 }
 
-async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) {
+/// Whether it ended because nobody wants it any more.
+async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) -> bool {
     let found = sources::read(cache, forecast).await;
     if found.is_empty() {
-        return forecast.nothing();
+        forecast.nothing();
+        return false;
     }
     for (realm, manifest) in &found {
         sources::remember_frames(cache, realm.id, manifest);
@@ -67,8 +79,11 @@ async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) {
         let realms: Vec<_> = found.into_iter().collect();
         announce(&worker, &seen, plan::make(&worker, realms))
     });
-    let Some(units) = planned.await else { return forecast.nothing() };
-    fetch_all(cache, forecast, units).await;
+    let Some(units) = planned.await else {
+        forecast.nothing();
+        return false;
+    };
+    fetch_all(cache, forecast, units).await
 }
 
 /// Lists everything, then records what needs no fetching. What remains is to be fetched.
@@ -88,8 +103,8 @@ fn announce(cache: &Cache, forecast: &Forecast, plan: Plan) -> Vec<Unit> {
 type End = mpsc::Sender<Infallible>;
 
 /// Fetches in order of first use, a few at a time, while somebody wants it and there is room;
-/// returns when all of it is kept.
-async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
+/// returns when all of it is kept. Whether something is left because nobody does.
+async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) -> bool {
     let total = units.len();
     let (end, mut ends) = mpsc::channel(1);
     let mut waiting = units.into_iter();
@@ -112,6 +127,7 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
         coming -= size;
     }
     // Whoever needs what is left asks for it.
+    let is_cut = waiting.len() > 0;
     waiting.for_each(|unit| leave(forecast, &unit));
     drop(end);
     // Nobody sends: it is over when all who could have ended.
@@ -121,6 +137,7 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) {
         fetched = %show_count(forecast.fetched.load(Ordering::Relaxed)),
         "prefetch ended"
     );
+    is_cut
 }
 
 fn leave(forecast: &Forecast, unit: &Unit) {

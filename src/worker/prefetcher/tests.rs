@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::backend::{Name, Space};
+use crate::cache::forecast::Forecast;
 use crate::cache::realm::Wanted;
 use crate::manifest::Place;
 use crate::worker::Flushed;
@@ -117,6 +118,41 @@ async fn a_prefetch_ends_with_the_last_helper() {
     backend.heal();
     assert_eq!(b.hits(None, &built).await, built.len(), "what was left is asked for");
     b.close().await;
+}
+
+/// The second command of a session, and a build that followed another closely, found the prefetch
+/// ended with the first and asked for all that was left one by one.
+#[tokio::test(start_paused = true)]
+async fn a_prefetch_goes_on_with_the_next_helper() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = many();
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+
+    backend.fault_by(|call, name| {
+        let is_pack = call == Call::Get && name.space == Space::Cas;
+        is_pack.then_some(Fault::Delay(Duration::from_secs(1)))
+    });
+    for is_same_session in [true, false] {
+        let b = Machine::new(&backend);
+        let before = content_gets(&backend);
+        let realm = b.realm();
+        let session = b.begin_as("s", &realm, "c1", &["c0"]);
+        until(|| content_gets(&backend) > before).await;
+        b.end(&session);
+        let fetched = |forecast: &Forecast| forecast.fetched.load(Ordering::Relaxed);
+        assert!(fetched(&*b.settled(&session).await) < 100);
+        let id = if is_same_session { "s" } else { "t" };
+        let next = b.begin_as(id, &realm, "c1", &["c0"]);
+        let forecast = b.settled(&next).await;
+        assert_eq!(fetched(&forecast), built.len() as u64, "same session: {is_same_session}");
+        let asked = backend.calls_total().gets;
+        assert_eq!(b.hits(Some(&next), &built).await, built.len());
+        assert_eq!(backend.calls_total().gets, asked);
+        assert_eq!(forecast.used.load(Ordering::Relaxed), built.len() as u64);
+        b.close().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -94,9 +94,20 @@ impl Machine {
         parents: &[&str],
     ) -> Arc<Session> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+        self.begin_as(&id, realm, commit, parents)
+    }
+
+    pub(in crate::worker) fn begin_as(
+        &self,
+        id: &str,
+        realm: &Arc<Realm>,
+        commit: &str,
+        parents: &[&str],
+    ) -> Arc<Session> {
         let parents: Vec<String> = parents.iter().map(|parent| (*parent).to_owned()).collect();
         let opening = Opening {
-            id: &NEXT.fetch_add(1, Ordering::Relaxed).to_string(),
+            id,
             realm: realm.id,
             scope: SCOPE,
             commit,
