@@ -228,7 +228,7 @@ impl Helper {
             }
             let path = places.reader.path(&row.digest);
             self.answers.hit(id, &row.digest.0, row.size, row.stored, &path);
-            self.account.hit_index(action, row, hit.touched, self.clock.now());
+            self.account.hit_index(action, row);
             return;
         }
         if let Some(native) = &self.native

@@ -6,11 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::store::record::Row;
-use crate::units::Timestamp;
 use crate::wire::go::{Frame, Report};
 
-/// A use is told when the last one that is known is older.
-const USED_AFTER_S: u64 = 300;
 /// Missing actions that are remembered; what is built beyond has no known cost.
 const MISSED_MAX: usize = 64 << 10;
 /// Actions in one frame.
@@ -32,13 +29,12 @@ impl Account {
         self.locked().report.gets += 1;
     }
 
-    pub(super) fn hit_index(&self, action: [u8; 32], row: &Row, touched_s: u32, now: Timestamp) {
+    /// Every use is told, however lately the entry was used: it belongs into this build's manifest.
+    pub(super) fn hit_index(&self, action: [u8; 32], row: &Row) {
         let mut inner = self.locked();
         inner.report.hits_index += 1;
         inner.report.saved_ms += u64::from(row.cost_ms);
-        if now.seconds().saturating_sub(u64::from(touched_s)) > USED_AFTER_S
-            && inner.used.len() < USED_MAX
-        {
+        if inner.used.len() < USED_MAX {
             inner.used.push(action);
         }
     }
@@ -51,7 +47,8 @@ impl Account {
     pub(super) fn missed(&self, action: [u8; 32], at: Duration) {
         let mut inner = self.locked();
         if inner.missed.len() < MISSED_MAX {
-            inner.missed.insert(action, at);
+            // A second question is no new beginning.
+            inner.missed.entry(action).or_insert(at);
         }
     }
 
@@ -60,8 +57,9 @@ impl Account {
         let mut inner = self.locked();
         inner.report.puts += 1;
         let since = inner.missed.remove(action);
-        let cost = since.map_or(Duration::ZERO, |since| at.saturating_sub(since));
-        u32::try_from(cost.as_millis()).unwrap_or(u32::MAX)
+        let cost = since.map(|since| u32::try_from(at.saturating_sub(since).as_millis()));
+        // Zero says that nobody measured.
+        cost.map_or(0, |ms| ms.unwrap_or(u32::MAX).max(1))
     }
 
     /// What there is to tell since the last time.
@@ -89,6 +87,7 @@ mod tests {
     use crate::entry::{Class, Digest};
     use crate::store::record::{Place, Stamp};
     use crate::store::segment::Position;
+    use crate::units::Timestamp;
 
     #[test]
     fn a_build_costs_the_time_from_its_miss_to_its_put() {
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn only_uses_that_are_news_are_told() {
+    fn every_use_is_told_for_the_manifest() {
         let account = Account::default();
         let row = Row {
             place: Place::Elsewhere,
@@ -120,11 +119,10 @@ mod tests {
             condemned: 0,
             stamp: Stamp::default(),
         };
-        let now = Timestamp::from_seconds(1_000_000);
-        account.hit_index([1; 32], &row, 999_900, now);
-        account.hit_index([2; 32], &row, 999_000, now);
+        account.hit_index([1; 32], &row);
+        account.hit_index([2; 32], &row);
         let report = Report { hits_index: 2, saved_ms: 80, ..Report::default() };
-        let used = Frame::Used { actions: vec![[2; 32]] };
+        let used = Frame::Used { actions: vec![[1; 32], [2; 32]] };
         assert_eq!(account.news(), [used, Frame::Report(report)]);
     }
 }
