@@ -25,6 +25,8 @@ const FRESH_FOR: Duration = Duration::from_secs(5);
 /// What is on its way is waited for as if building it took at least so long.
 const COMING_COST_MIN_MS: u32 = 150;
 
+/// What less has arrived says nothing of how fast the rest comes.
+const MEASURED_FROM: u64 = 256 << 10;
 /// A command that follows another one so closely belongs to the same build.
 const FOLLOWS_WITHIN_MS: u64 = 10_000;
 
@@ -103,6 +105,8 @@ pub struct Forecast {
     pub used: AtomicU64,
     /// Sessions and commands that want it.
     wanted_by: AtomicU64,
+    /// Since when it is fetched, in milliseconds of the clock; zero before.
+    fetching_since_ms: AtomicU64,
     /// When the last of them left, in milliseconds of the clock.
     left_ms: AtomicU64,
     clock: Clock,
@@ -126,6 +130,7 @@ impl Forecast {
             fetched_bytes: AtomicU64::new(0),
             used: AtomicU64::new(0),
             wanted_by: AtomicU64::new(0),
+            fetching_since_ms: AtomicU64::new(0),
             left_ms: AtomicU64::new(0),
             clock,
             is_done: AtomicBool::new(false),
@@ -190,11 +195,26 @@ impl Forecast {
             .before
             .saturating_add(entry.frame_bytes)
             .saturating_sub(self.arrived_bytes.load(Ordering::Relaxed));
+        let bytes_per_ms = self.bytes_per_ms().max(bytes_per_ms);
         #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
         let eta_ms = (bytes_per_ms > 0.0).then(|| (ahead as f64 / bytes_per_ms) as u64);
         // It comes in any case; building it too would take processors from what else is built.
-        let cost_ms = if cost_ms == 0 { 0 } else { cost_ms.max(COMING_COST_MIN_MS) };
+        let doubled = cost_ms.saturating_mul(2).max(COMING_COST_MIN_MS);
+        let cost_ms = if cost_ms == 0 { 0 } else { doubled };
         Known::Coming { cost_ms, frame_bytes, eta_ms }
+    }
+
+    /// How fast all streams together have brought what is here; zero before that can be told.
+    fn bytes_per_ms(&self) -> f64 {
+        let bytes = self.arrived_bytes.load(Ordering::Relaxed);
+        let began = self.fetching_since_ms.load(Ordering::Relaxed);
+        let ms = self.now_ms().saturating_sub(began);
+        if began == 0 || ms == 0 || bytes < MEASURED_FROM { 0.0 } else { bytes as f64 / ms as f64 }
+    }
+
+    /// The streams begin.
+    pub fn fetching(&self) {
+        self.fetching_since_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// What building it took where the manifest was made; None if it is not listed.

@@ -106,6 +106,7 @@ type End = mpsc::Sender<Infallible>;
 /// returns when all of it is kept. Whether something is left because nobody does.
 async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) -> bool {
     let total = units.len();
+    forecast.fetching();
     let (end, mut ends) = mpsc::channel(1);
     let mut waiting = units.into_iter();
     let mut flying = FuturesUnordered::new();

@@ -55,10 +55,6 @@ impl Unit {
         let first = |part: &Part| part.expected.first().map_or(0, |expected| expected.row.size);
         self.parts.iter().map(first).fold(0, u64::saturating_add)
     }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.at.end - part.at.start).sum()
-    }
 }
 
 #[derive(Default)]
@@ -103,7 +99,9 @@ fn one_realm(
         if is_here {
             known.push(expected);
         } else if wanted.add(manifest, expected, first) {
-            *before = before.saturating_add(frame_bytes);
+            // Single questions come beside the streams.
+            let streamed = if row.place == Place::Ask { 0 } else { frame_bytes };
+            *before = before.saturating_add(streamed);
         }
     }
     plan.known.push((realm.id, known));

@@ -26,7 +26,6 @@ static TURNS: Semaphore = Semaphore::const_new(UNPACKING_MAX);
 
 /// Fetches a unit; what does not come is left to those who need it.
 pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit, end: End) {
-    let bytes = unit.bytes();
     if let Some(name) = &unit.name {
         let Some(upstream) = unit.realm.upstream.clone() else { return };
         let began = cache.clock().elapsed();
@@ -46,7 +45,6 @@ pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit, end
         let expected = unit.parts.into_iter().flat_map(|part| part.expected);
         join_all(expected.map(|expected| cache.ask_ahead(&unit.realm, &forecast, expected))).await;
     }
-    forecast.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
 }
 
 /// Cuts frames out of what arrives; how many bytes that were.
@@ -89,6 +87,7 @@ async fn receive(
             at += take as u64;
             chunk = rest;
             if let Some(part) = parts.pop_front() {
+                forecast.arrived_bytes.fetch_add(part.at.end - part.at.start, Ordering::Relaxed);
                 let frame = std::mem::take(&mut frame);
                 keep(cache, forecast, realm, part, frame, whole.clone()).await;
             }
@@ -129,6 +128,9 @@ fn leave(
     parts: VecDeque<Part>,
     is_gone: bool,
 ) {
+    // Nobody waits behind it any more.
+    let bytes = parts.iter().map(|part| part.at.end - part.at.start);
+    forecast.arrived_bytes.fetch_add(bytes.fold(0, u64::saturating_add), Ordering::Relaxed);
     for expected in parts.into_iter().flat_map(|part| part.expected) {
         forecast.left(&expected.row.action);
         if is_gone {
