@@ -232,5 +232,10 @@ impl Place {
     }
 }
 
+/// Whether a value means to be a manifest or a trail, sound or not.
+pub fn is_one(value: &[u8]) -> bool {
+    value.starts_with(encoding::MAGIC) || value.starts_with(trail::MAGIC)
+}
+
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,9 @@
 //! upstream and what `group` knows of keys that belong together.
 
 use crate::cache::{ClassRule, Share};
+use crate::entry::action::GoEntry;
 use crate::entry::{Class, Kind};
+use crate::manifest;
 
 pub mod ask;
 pub mod group;
@@ -37,6 +39,11 @@ pub fn share(class: Class, rules: &[ClassRule]) -> Share {
         None if class.is_machine_bound() => Share::Local,
         None => Share::Upstream,
     }
+}
+
+/// Whether Go's helpers would believe this value of an action: what it names, or what it foretells.
+pub fn is_believed_by_go(value: &[u8]) -> bool {
+    GoEntry::decode(value).is_ok() || manifest::is_one(value)
 }
 
 /// Whether an entry that was built with one C toolchain may be used with another.

@@ -41,16 +41,27 @@ pub(super) struct Guest {
     pub is_trusted: bool,
 }
 
+/// What a request asks for, as far as that decides who may come in.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// The host of an absolute request line.
+    pub(super) authority: Option<&'a str>,
+    /// The namespace that the URL names.
+    pub(super) instance: Option<&'a str>,
+    /// The upstream that the settings give its protocol.
+    pub(super) upstream: Option<&'a str>,
+    pub(super) intent: Intent,
+}
+
 impl Frontend {
     /// Lets a request in, or says why not.
     pub(super) fn admit(
         &self,
         peer: &Peer,
         headers: &HeaderMap,
-        authority: Option<&str>,
-        instance: Option<&str>,
-        intent: Intent,
+        asked: &Asked<'_>,
     ) -> Result<Guest, Denied> {
+        let Asked { authority, intent, .. } = *asked;
         let config = &self.inner.config;
         let token = match peer {
             Peer::Unix => None,
@@ -68,30 +79,26 @@ impl Frontend {
         if intent == Intent::Write && token.is_some_and(|token| !token.write) {
             return Err(Denied::NotAllowed);
         }
-        let realm = self.realm_for(token, instance, intent)?;
+        let realm = self.realm_for(token, asked)?;
         Ok(Guest { realm, is_trusted })
     }
 
     /// The realm of a namespace that was named, or of the token, or of the settings.
-    fn realm_for(
-        &self,
-        token: Option<&Token>,
-        instance: Option<&str>,
-        intent: Intent,
-    ) -> Result<Arc<Realm>, Denied> {
+    fn realm_for(&self, token: Option<&Token>, asked: &Asked<'_>) -> Result<Arc<Realm>, Denied> {
+        let Asked { instance, upstream, intent, .. } = *asked;
         let config = self.inner.cache.config();
         let own = token.and_then(|token| token.namespace.as_deref());
         let own = own.unwrap_or(&config.namespace);
         let trust = token.and_then(|token| token.trust.as_deref()).or(config.trust.as_deref());
         let bound = token.is_some_and(|token| token.namespace.is_some());
         let wanted = match instance {
-            None => Wanted { namespace: own, trust, upstream: None },
-            Some(named) if named == own => Wanted { namespace: own, trust, upstream: None },
+            None => Wanted { namespace: own, trust, upstream },
+            Some(named) if named == own => Wanted { namespace: own, trust, upstream },
             // A token that is bound to a namespace reads the one that it trusts, and no other.
             Some(named) if bound && (trust != Some(named) || intent == Intent::Write) => {
                 return Err(Denied::NotAllowed);
             }
-            Some(named) => Wanted { namespace: named, trust: None, upstream: None },
+            Some(named) => Wanted { namespace: named, trust: None, upstream },
         };
         self.inner.cache.realms().resolve(wanted).map_err(|error| match error {
             crate::cache::realm::RealmError::Namespace(_) => Denied::Namespace,

@@ -11,10 +11,9 @@ use http::request::Parts;
 use http::{Method, Request};
 
 use crate::cache::PutError;
-use crate::cache::policy::ACTION_MAX;
-use crate::entry::action::GoEntry;
+use crate::cache::policy::{ACTION_MAX, is_believed_by_go};
 use crate::entry::{Incoming, Lookup};
-use crate::frontend::access::{Denied, Guest, Intent};
+use crate::frontend::access::{Asked, Denied, Guest, Intent};
 use crate::frontend::listener::Peer;
 use crate::frontend::respond::{self, Answer};
 use crate::frontend::route::{Target, route};
@@ -68,7 +67,9 @@ impl Frontend {
         };
         let authority = parts.uri.authority().map(http::uri::Authority::as_str);
         let instance = target.instance.as_deref();
-        let guest = match self.admit(peer, &parts.headers, authority, instance, intent) {
+        let upstream = self.upstream_of(target.protocol);
+        let asked = Asked { authority, instance, upstream, intent };
+        let guest = match self.admit(peer, &parts.headers, &asked) {
             Ok(guest) => guest,
             Err(why) => return refuse(why, body).await,
         };
@@ -79,6 +80,17 @@ impl Frontend {
             _ if request::has_bad_length(&parts.headers) => respond::bad_length(),
             _ => self.put(&guest, &target, body).await,
         }
+    }
+
+    /// The upstream that the settings give this protocol; None: the first one.
+    fn upstream_of(&self, protocol: Protocol) -> Option<&str> {
+        let name = match protocol {
+            Protocol::Kv => "kv",
+            Protocol::Cas | Protocol::Ac => "bazel",
+            Protocol::Go => "go",
+        };
+        let rules = &self.inner.cache.config().frontends;
+        rules.iter().find(|(protocol, _)| protocol == name).map(|(_, upstream)| upstream.as_str())
     }
 
     async fn get(&self, parts: &Parts, guest: &Guest, target: &Target) -> Answer {
@@ -105,7 +117,7 @@ impl Frontend {
                 Ok(value) => value,
                 Err(error) => return respond::put(Err(error)),
             };
-            if GoEntry::decode(&value).is_ok() {
+            if is_believed_by_go(&value) {
                 return respond::go_entry_refused();
             }
             body = Incoming::bytes(value);

@@ -29,7 +29,7 @@ use crate::manifest::pack::{FIRST_FRAME, FRAME_GAP, PACK_MAX};
 use crate::manifest::{FormatError, Manifest, PACKS_MAX, PackRef, Place, ROWS_MAX, Row, SIZE_MAX};
 use crate::units::Timestamp;
 
-const MAGIC: &[u8; MAGIC_LEN] = b"LRDMANIF";
+pub(super) const MAGIC: &[u8; MAGIC_LEN] = b"LRDMANIF";
 const VERSION: u8 = 1;
 const COMPLETE: u8 = 1;
 

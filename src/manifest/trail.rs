@@ -30,7 +30,7 @@ pub const PACKS_MAX: usize = 8_192;
 /// Longest encoding of a trail. The limits above hold it.
 pub const SIZE_MAX: usize = 1 << 20;
 
-const MAGIC: &[u8; MAGIC_LEN] = b"LRDTRAIL";
+pub(super) const MAGIC: &[u8; MAGIC_LEN] = b"LRDTRAIL";
 const VERSION: u8 = 1;
 const COMPLETE: u8 = 1;
 /// Among how many of the newest the fullest is the best, where none is complete.

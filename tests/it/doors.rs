@@ -12,7 +12,8 @@ use larder::units::Clock;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::harness::{Home, TestDaemon, noise};
+use crate::harness::{Home, TestDaemon, ac, noise};
+use crate::support::cache_server::CacheServer;
 use crate::support::{PATIENCE, is_root, skipped};
 
 /// Who has no rights on anything of ours.
@@ -178,4 +179,41 @@ fn a_directory_that_is_there_is_not_opened_for_others() {
     let _daemon = home.daemon(&["--allow-uid", &NOBODY.to_string()]);
     assert_eq!(mode(&dir), 0o700);
     assert!(home.log().contains("chmod o+x"), "{}", home.log());
+}
+
+/// A manifest says which output answers a lookup, as an action does: who may not write one may not
+/// write the other.
+#[test]
+fn what_go_believes_is_not_written_over_tcp_without_a_token() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    for name in ["go_entry_v1.bin", "manifest_v1.bin", "trail_v1.bin"] {
+        let value = std::fs::read(fixtures.join(name)).unwrap();
+        assert_eq!(daemon.put(&ac(7), &value).status, 403, "{name}");
+        assert_eq!(daemon.get(&ac(7)).status, 404, "{name}");
+    }
+    assert_eq!(daemon.put(&ac(7), b"any other tool's").status, 201);
+}
+
+#[test]
+fn each_protocol_uses_the_upstream_that_its_settings_name() {
+    let (first, second) = (CacheServer::start(), CacheServer::start());
+    let home = Home::new();
+    let config = home.path().join("larder.toml");
+    let text = format!(
+        "[[upstream]]\nname = \"first\"\nurl = \"{}\"\n\n[[upstream]]\nname = \"second\"\nurl = \"{}\"\n\n\
+         [frontend.kv]\nupstream = \"second\"\n",
+        first.url(),
+        second.url()
+    );
+    std::fs::write(&config, text).unwrap();
+    let daemon = home.daemon(&["--config", config.to_str().unwrap()]);
+    assert_eq!(daemon.put("/kv/tool/a", b"opaque").status, 201);
+    assert_eq!(daemon.put(&ac(1), b"action").status, 201);
+    daemon.flush();
+    assert!(first.object("/kv/tool/a").is_none() && second.object("/kv/tool/a").is_some());
+    assert!(first.object(&ac(1)).is_some() && second.object(&ac(1)).is_none());
+    assert_eq!(daemon.get("/kv/tool/a").body, b"opaque");
 }
