@@ -77,6 +77,11 @@ impl Confirmed {
         self.entries.get(&(realm, key.clone())).is_some_and(|held| held == *digest)
     }
 
+    /// Whether upstream is known to have this, whatever it holds.
+    pub fn holds(&self, realm: RealmId, key: &Key) -> bool {
+        self.entries.contains_key(&(realm, key.clone()))
+    }
+
     /// Upstream turned out to have lost it.
     pub fn remove(&self, realm: RealmId, key: &Key) {
         self.entries.invalidate(&(realm, key.clone()));

@@ -132,9 +132,6 @@ impl Cache {
                 Ok(()) => {
                     forecast.arrived(&entry.row.action, is_fetched);
                     self.inner.absent.remove(realm, &key);
-                    if is_fetched {
-                        self.inner.confirmed.insert(realm, &key, meta.digest);
-                    }
                     entry.leader.end(End::Stored(meta));
                 }
                 Err(error) => {

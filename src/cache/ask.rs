@@ -20,6 +20,8 @@ use crate::units::Timestamp;
 
 /// A build's first questions wait so long for the manifests to be read, if its clock permits.
 const FORECAST_WAIT: Duration = Duration::from_millis(800);
+/// Frame of an entry of which only is known that it was sent.
+const SENT_BYTES: u64 = 64 << 10;
 /// What is kept of an upstream in the store, under its name.
 const NOTE: &str = "statistics";
 
@@ -144,15 +146,13 @@ impl Cache {
         let upstream = upstream.unwrap_or_else(|| "".into());
         let statistics = &self.inner.statistics;
         let speed = statistics.with(&upstream, |s| {
-            let kind = session.forecast.as_ref().map_or(Known::NoManifest, |f| f.word(action, 0.0));
+            let kind = self.known(realm, session, action, 0.0);
             (s.estimate((&kind).into(), now), s.speed(now), s.typical_cost_ms(now))
         });
         let Some((estimate, speed, typical)) = speed else {
             return self.ask_chain(realm, action, FETCH_WAIT).await;
         };
-        let known = session.forecast.as_ref().map_or(Known::NoManifest, |forecast| {
-            forecast.word(action, estimate.bandwidth_bytes_per_ms)
-        });
+        let known = self.known(realm, session, action, estimate.bandwidth_bytes_per_ms);
         let (decision, _wait) = session.decide(action, &known, &estimate, speed, typical);
         statistics.with(&upstream, |s| s.observe_decision((&known).into(), decision));
         tracing::trace!(%action, ?known, ?estimate, ?decision, "a key that is not here");
@@ -169,6 +169,21 @@ impl Cache {
                 let most = Duration::from_millis(most_ms);
                 self.ask_chain_as(realm, action, most, (&known).into()).await
             }
+        }
+    }
+
+    /// What the forecast says of a key, or this daemon's own memory of what it has sent.
+    fn known(&self, realm: &Realm, session: &Session, action: &Digest, bytes_per_ms: f64) -> Known {
+        let word =
+            session.forecast.as_ref().map_or(Known::NoManifest, |f| f.word(action, bytes_per_ms));
+        let is_there =
+            |realm: &Realm| self.inner.confirmed.holds(realm.id, &Key::go(realm.id, *action));
+        match word {
+            // go has moved the output away, or it was evicted: upstream has what we have sent it.
+            Known::Unlisted | Known::NoManifest if realm.chain().any(is_there) => {
+                Known::Listed { cost_ms: 0, frame_bytes: SENT_BYTES }
+            }
+            word => word,
         }
     }
 

@@ -3,10 +3,14 @@
 //! Learned from manifests, from actions that were read and from what was sent. Forgetting costs
 //! that a frame is packed once more.
 
+use std::time::Duration;
+
 use crate::entry::action::{Frame, Packed};
 use crate::entry::{Digest, RealmId};
 
 const ENTRIES_MAX: u64 = 400_000;
+/// Upstream may forget packs: what was seen so long ago is seen anew.
+const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// A frame's place upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,8 @@ pub struct Frames {
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { known: moka::sync::Cache::new(ENTRIES_MAX) }
+        let known = moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KNOWN_FOR);
+        Self { known: known.build() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sessions: the requests of one build, counted together, and the clock that bounds its waiting.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Session {
     questions: Mutex<Questions>,
     log: Mutex<Log>,
     processors: u64,
+    /// Whether all its helpers may write upstream: only then is what they used written down.
+    writes: AtomicBool,
     clock: Clock,
 }
 
@@ -58,6 +61,8 @@ struct Questions {
     waiting: u32,
     /// Since when at least one is.
     since: Duration,
+    /// Less than a millisecond that was waited and is not counted yet.
+    rest: Duration,
     groups: Groups,
     /// What was asked for, until it hits or is built.
     asked: HashMap<Digest, Question>,
@@ -92,7 +97,9 @@ impl Drop for Wait<'_> {
         questions.waiting = questions.waiting.saturating_sub(1);
         if questions.waiting == 0 {
             // Under the lock: else the wait would for a moment be neither going on nor counted.
-            self.session.waited_ms.add(whole_ms(now.saturating_sub(questions.since)));
+            let waited = questions.rest + now.saturating_sub(questions.since);
+            self.session.waited_ms.add(whole_ms(waited));
+            questions.rest = Duration::from_nanos(u64::from(waited.subsec_nanos() % 1_000_000));
         }
     }
 }
@@ -170,6 +177,15 @@ impl Session {
         if log.order.len() < ROWS_MAX && log.seen.insert(action) {
             log.order.push(action);
         }
+    }
+
+    /// A helper that may not write, or was told not to, has joined.
+    pub fn writes_nothing(&self) {
+        self.writes.store(false, Ordering::Relaxed);
+    }
+
+    pub fn may_write(&self) -> bool {
+        self.writes.load(Ordering::Relaxed)
     }
 
     /// What was used, in order of first use, if there is more than was written.
@@ -321,6 +337,7 @@ impl Sessions {
             forecast: forecast(),
             questions: Mutex::default(),
             log: Mutex::default(),
+            writes: AtomicBool::new(true),
             processors: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
             clock: self.clock.clone(),
         });

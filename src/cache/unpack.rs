@@ -77,16 +77,16 @@ impl Cache {
         match &entry.frame {
             Frame::Empty => {}
             Frame::Inline(frame) => self.feed(&mut unpacking, frame.clone().into()).await?,
-            Frame::Stored { digest, .. } => {
+            Frame::Stored { digest, size } => {
                 let content = in_cas(name, digest);
                 let fetched = upstream.backend.get(&content).await;
-                self.feed_all(&mut unpacking, fetched).await?;
+                self.feed_all(&mut unpacking, fetched, *size).await?;
             }
             Frame::Packed(packed) => {
                 let pack = in_cas(name, &packed.pack);
                 let part = packed.at..packed.at + packed.size;
                 let fetched = upstream.backend.get_part(&pack, part).await;
-                self.feed_all(&mut unpacking, fetched).await?;
+                self.feed_all(&mut unpacking, fetched, packed.size).await?;
             }
         }
         let finished = unpacking.ok_or(Why::Fault)?.finish()?;
@@ -102,12 +102,17 @@ impl Cache {
         &self,
         unpacking: &mut Option<Unpacking>,
         fetched: Result<Option<Fetched>, BackendError>,
+        size: u64,
     ) -> Result<(), Why> {
         let fetched = fetched.map_err(|error| error.why())?;
         // An action whose content is gone: the entry is as good as absent.
         let mut chunks = fetched.ok_or(Why::Absent)?.chunks;
+        // A frame that goes on without bringing bytes would never end.
+        let mut left = size;
         while let Some(chunk) = chunks.next().await {
-            self.feed(unpacking, chunk.map_err(|_| Why::Fault)?).await?;
+            let chunk = chunk.map_err(|_| Why::Fault)?;
+            left = left.checked_sub(chunk.len() as u64).ok_or(Why::Fault)?;
+            self.feed(unpacking, chunk).await?;
         }
         Ok(())
     }

@@ -22,6 +22,9 @@ const EMPTY_MARK: &str = "larder.empty";
 /// its own digest, and misses.
 const PACK: &str = "larder.pack";
 const PACK_AT: &str = "larder.at";
+/// Longest frame in a pack, and longest pack.
+const PACKED_MAX: u64 = 1 << 20;
+const PACK_MAX: u64 = 16 << 20;
 
 /// A Go entry as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -302,7 +305,9 @@ fn packed(digest: Digest, size: u64, properties: &[Property]) -> Option<Packed> 
     let (pack, pack_size) = get(PACK)?.split_once('/')?;
     let (pack, pack_size) = (Digest::from_hex(pack)?, pack_size.parse().ok()?);
     let at = get(PACK_AT)?.parse::<u64>().ok()?;
-    let is_within = at.checked_add(size).is_some_and(|end| end <= pack_size);
+    let is_within = size <= PACKED_MAX
+        && pack_size <= PACK_MAX
+        && at.checked_add(size).is_some_and(|end| end <= pack_size);
     is_within.then_some(Packed { digest, size, pack, pack_size, at })
 }
 
@@ -368,7 +373,7 @@ mod tests {
                 prop::collection::vec(any::<u8>(), 1..200).prop_map(Frame::Inline),
                 (any::<[u8; 32]>(), 0_u64..1 << 40)
                     .prop_map(|(d, size)| Frame::Stored { digest: Digest(d), size }),
-                (any::<[u8; 32]>(), any::<[u8; 32]>(), 0_u64..1 << 40, 0_u64..1 << 40).prop_map(
+                (any::<[u8; 32]>(), any::<[u8; 32]>(), 0_u64..1 << 20, 0_u64..15 << 20).prop_map(
                     |(digest, pack, size, at)| Frame::Packed(Packed {
                         digest: Digest(digest),
                         size,

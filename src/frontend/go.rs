@@ -108,6 +108,10 @@ impl Conversation {
     fn open(&self) {
         if let Some(session) = &self.guest.session {
             session.helper_came();
+            if let Some(forecast) = &session.forecast {
+                // After that: a prefetch that is being cut short just now may not have seen us.
+                self.frontend.inner.cache.forecasts().resume(forecast);
+            }
         }
     }
 

@@ -26,7 +26,7 @@ mod plan;
 mod sources;
 mod stream;
 
-pub(in crate::worker) use sources::{name_of_manifest, name_of_trail, read_manifest, read_trail};
+pub(in crate::worker) use sources::{name_of_manifest, name_of_trail};
 
 /// Units under way at once: enough to fill the link while one of them waits for its answer, few
 /// enough that what is needed first comes first.

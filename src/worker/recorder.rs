@@ -12,17 +12,17 @@ use futures_util::future::join;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use crate::backend::{BackendError, Upload};
+use crate::backend::{BackendError, Name, Upload};
 use crate::cache::Cache;
 use crate::cache::forecast::Forecast;
 use crate::cache::realm::Upstream;
 use crate::cache::session::Session;
 use crate::entry::Digest;
-use crate::manifest::Manifest;
-use crate::manifest::trail::{Trail, TrailRow};
+use crate::manifest::trail::{self, Trail, TrailRow};
+use crate::manifest::{self, FormatError, Manifest};
 use crate::units::show_count;
 use crate::worker::desk::Desk;
-use crate::worker::prefetcher::{name_of_manifest, name_of_trail, read_manifest, read_trail};
+use crate::worker::prefetcher::{name_of_manifest, name_of_trail};
 use crate::worker::uploader::Uploads;
 
 mod rows;
@@ -81,7 +81,8 @@ pub(super) async fn run(
 
 /// Whether a session has something to write.
 fn is_due(session: &Session, is_asked: bool) -> bool {
-    session.forecast.is_some() && (is_asked || !session.is_live()) && session.unwritten().is_some()
+    let may_write = session.forecast.is_some() && session.may_write();
+    may_write && (is_asked || !session.is_live()) && session.unwritten().is_some()
 }
 
 impl Recorder {
@@ -130,8 +131,12 @@ async fn write_one(
     let aim = &forecast.aim;
     let head = name_of_manifest(realm, &aim.scope, &aim.commit);
     let branch = name_of_trail(realm, &aim.scope, &aim.branch);
-    let (there, trail) =
-        join(read_manifest(cache, upstream, &head), read_trail(cache, upstream, &branch)).await;
+    let (there, trail) = join(
+        read(cache, upstream, &head, manifest::SIZE_MAX, Manifest::decode),
+        read(cache, upstream, &branch, trail::SIZE_MAX, Trail::decode),
+    )
+    .await;
+    let (there, trail) = (there?, trail?);
     let trail = trail.unwrap_or_else(|| Trail {
         scope: aim.scope.to_string(),
         branch: aim.branch.to_string(),
@@ -164,11 +169,27 @@ async fn write_one(
     Ok(())
 }
 
-async fn put(
+/// What stands there now. Only what is absent or damaged may be written over: a fault hides what is
+/// there, and another version is somebody else's.
+async fn read<T>(
+    cache: &Cache,
     upstream: &Upstream,
-    name: &crate::backend::Name,
-    bytes: Vec<u8>,
-) -> Result<(), BackendError> {
+    name: &Name,
+    limit: usize,
+    decode: fn(&[u8]) -> Result<T, FormatError>,
+) -> Result<Option<T>, BackendError> {
+    let value = cache.read_value(upstream, name, limit as u64).await;
+    let Some(bytes) = value.map_err(BackendError::Unsure)? else { return Ok(None) };
+    match decode(&bytes) {
+        Ok(there) => Ok(Some(there)),
+        Err(FormatError::Version(version)) => {
+            Err(BackendError::Broken(format!("{name} is of version {version}, which is not ours")))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+async fn put(upstream: &Upstream, name: &Name, bytes: Vec<u8>) -> Result<(), BackendError> {
     upstream.backend.put(name, Upload::bytes(bytes.into())).await
 }
 

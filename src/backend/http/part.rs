@@ -15,7 +15,11 @@ pub(super) fn answered(response: Response, part: &Range<u64>) -> Result<Fetched,
             "upstream sent another part than it was asked for".to_owned(),
         ));
     }
-    super::fetched(response)
+    let fetched = super::fetched(response)?;
+    if fetched.len.is_some_and(|len| len != part.end - part.start) {
+        return Err(BackendError::Broken("upstream sent a part of another length".to_owned()));
+    }
+    Ok(fetched)
 }
 
 /// `bytes 5-9/200` or `bytes 5-9/*`.

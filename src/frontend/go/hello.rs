@@ -68,6 +68,9 @@ impl Frontend {
         let session = (hello.role == "go").then(|| self.session(hello, &realm));
         let welcome = self.welcome(&realm, session.as_ref(), warning);
         let writes = token.is_none_or(|token| token.write);
+        if let Some(session) = session.as_ref().filter(|_| hello.read_only || !writes) {
+            session.writes_nothing();
+        }
         let sees_store = AtomicBool::new(is_local);
         Ok(Guest { hello: hello.clone(), realm, writes, is_local, sees_store, session, welcome })
     }

@@ -112,11 +112,7 @@ impl Asked<'_> {
     }
 }
 
-pub(in crate::worker) async fn read_manifest(
-    cache: &Cache,
-    upstream: &Upstream,
-    name: &Name,
-) -> Option<Manifest> {
+async fn read_manifest(cache: &Cache, upstream: &Upstream, name: &Name) -> Option<Manifest> {
     let bytes = cache.read_value(upstream, name, manifest::SIZE_MAX as u64).await.ok()??;
     let manifest = cache.tasks().blocking("read a manifest", move || Manifest::decode(&bytes));
     match manifest.await? {
@@ -128,11 +124,7 @@ pub(in crate::worker) async fn read_manifest(
     }
 }
 
-pub(in crate::worker) async fn read_trail(
-    cache: &Cache,
-    upstream: &Upstream,
-    name: &Name,
-) -> Option<Trail> {
+async fn read_trail(cache: &Cache, upstream: &Upstream, name: &Name) -> Option<Trail> {
     let bytes = cache.read_value(upstream, name, trail::SIZE_MAX as u64).await.ok()??;
     match Trail::decode(&bytes) {
         Ok(trail) => Some(trail),

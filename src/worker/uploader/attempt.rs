@@ -172,9 +172,12 @@ impl Attempt {
     ) -> Result<(Frame, u64), BackendError> {
         let (digest, size) = (Digest::of(&frame), frame.len() as u64);
         match self.cache.frames().get(self.realm.id, &entry.digest) {
-            // It may be another frame of the same output: a manifest does not tell frames apart.
-            Some(Standing::Packed(packed)) => {
+            // A manifest says where it stood once, and does not tell frames of one output apart.
+            Some(Standing::Packed(packed)) if self.is_there(&packed).await? => {
                 return Ok((Frame::Packed(Packed { digest, ..packed }), 0));
+            }
+            Some(Standing::Packed(_)) => {
+                self.cache.frames().remove(self.realm.id, &entry.digest);
             }
             Some(Standing::Alone { .. }) | None => {}
         }
@@ -200,6 +203,23 @@ impl Attempt {
         }
         self.cache.frames().insert(self.realm.id, entry.digest, Standing::Alone { digest, size });
         Ok((stored, bytes))
+    }
+
+    /// Whether upstream has this pack: known if it was sent from here or read, else asked.
+    async fn is_there(&self, packed: &Packed) -> Result<bool, BackendError> {
+        if packed.digest != Digest::EMPTY {
+            return Ok(true);
+        }
+        let key = Key::content(packed.pack);
+        if self.cache.confirmed().contains(self.realm.id, &key, &packed.pack) {
+            return Ok(true);
+        }
+        let names = [self.realm.name_of(&key)];
+        let is_there = self.upstream.backend.contains(&names).await?.first() == Some(&true);
+        if is_there {
+            self.cache.confirm(&self.realm, &key, packed.pack);
+        }
+        Ok(is_there)
     }
 
     /// Sends one body; how long that took, if it was small.

@@ -52,7 +52,7 @@ pub(super) struct Packer {
 impl Packer {
     /// Whether a frame travels in a pack of this realm.
     pub(super) fn takes(&self, realm: RealmId, frame: &Bytes) -> bool {
-        frame.len() as u64 <= FRAME_MAX && self.target(realm) > 0
+        frame.len() as u64 <= FRAME_MAX.min(self.target(realm))
     }
 
     /// Sends a frame with others; returns when upstream has it.
@@ -91,7 +91,9 @@ impl Packer {
 
     /// Upstream takes no body of this length.
     fn shrink(&self, realm: RealmId, len: u64) {
-        let next = if len / 2 >= TARGET_MIN { len / 2 } else { 0 };
+        // An older pack may be refused after a smaller one was: the target never grows.
+        let next = (self.target(realm) / 2).min(len / 2);
+        let next = if next >= TARGET_MIN { next } else { 0 };
         self.targets.lock().unwrap_or_else(PoisonError::into_inner).insert(realm, next);
         tracing::info!(%realm, next, "upstream takes no packs of this size; trying smaller ones");
     }
