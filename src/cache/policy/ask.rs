@@ -21,8 +21,6 @@ const CURIOUS_MS: u64 = 500;
 const NEAR_MS: f64 = 5.0;
 /// Next door is asked for whatever is there at least so often.
 const HOPE: f64 = 0.01;
-/// What is coming is overtaken if asking singly is expected to be this many times faster.
-const OVERTAKE: f64 = 2.0;
 /// Of the questions that do not pay, each such one is asked in the background.
 const PROBE_EVERY: u32 = 64;
 /// Body of a key of which nothing is known: between the mean of all, 40 KiB, and of archives, 160.
@@ -101,7 +99,7 @@ pub struct Upstream {
 pub enum Decision {
     /// Wait for what is coming.
     Wait { most_ms: u64 },
-    /// Ask upstream for this key, also if it is coming later.
+    /// Ask upstream for this key.
     Ask { most_ms: u64 },
     /// Answer that it misses.
     Build,
@@ -218,9 +216,7 @@ fn plan(known: &Known, upstream: &Upstream) -> Option<Plan> {
         Known::Unlisted if is_blind => None,
         Known::Coming { eta_ms: Some(eta_ms), .. } => {
             let eta = eta_ms as f64;
-            if !is_blind && eta > OVERTAKE * singly.hit_ms + LEAST_MS as f64 {
-                return Some(singly);
-            }
+            // Whoever asks for it joins its flight: a question could not overtake it.
             let late_ms = eta * PATIENCE;
             Some(Plan { step: Step::Wait, expected_ms: eta, hit_ms: eta, late_ms, is_blind: false })
         }
