@@ -24,6 +24,7 @@ use crate::backend::{
 };
 use crate::entry::{BodyError, Chunks, Why};
 
+mod body;
 mod part;
 mod tls;
 
@@ -149,7 +150,7 @@ impl HttpBackend {
             .request(method.clone(), url_of(&self.base, name)?)
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, body.len)
-            .body(request_body(&body));
+            .body(body::to_send(&body));
         let response = self.send(request).await?;
         let answer = match response.status().as_u16() {
             200 | 201 | 202 | 204 => Ok(()),
@@ -347,36 +348,6 @@ fn broken_off(error: &reqwest::Error, got: u64) -> BodyError {
         source = error.source();
     }
     BodyError::Broken(cause(error))
-}
-
-fn request_body(body: &Upload) -> reqwest::Body {
-    if body.len == 0 {
-        return reqwest::Body::from(Vec::new());
-    }
-    reqwest::Body::wrap_stream(exactly(body.len, (body.open)()))
-}
-
-/// The pieces of a body that is `len` long, or an error before the last of them.
-///
-/// The source is asked for its end before the last piece leaves: whatever it finds wrong only
-/// then, a digest above all, still breaks the request, and upstream stores nothing.
-fn exactly(len: u64, pieces: Chunks) -> Chunks {
-    Box::pin(stream::unfold(Some((pieces, 0_u64)), move |state| async move {
-        let (mut pieces, got) = state?;
-        let piece = match pieces.next().await {
-            Some(Ok(piece)) => piece,
-            Some(Err(error)) => return Some((Err(error), None)),
-            None if got < len => return Some((Err(BodyError::Truncated { got }), None)),
-            None => return None,
-        };
-        let got = got + piece.len() as u64;
-        let next = if got == len { pieces.next().await } else { None };
-        match next {
-            Some(Err(error)) => Some((Err(error), None)),
-            None if got <= len => Some((Ok(piece), Some((pieces, got)))),
-            Some(Ok(_)) | None => Some((Err(BodyError::TooLarge { limit: len }), None)),
-        }
-    }))
 }
 
 /// Reads what is left of an answer, so that its connection can be used again. Where that would

@@ -14,9 +14,8 @@ use crate::cache::policy::statistics::{Kind as Question, Statistics};
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::session::{Opening, Session};
 use crate::cache::{Cache, FETCH_WAIT};
-use crate::entry::{Blob, Body, Digest, Found, Key, Lookup, Meta, RealmId, Why};
+use crate::entry::{Blob, Body, Digest, Found, Key, Lookup, Meta, Why};
 use crate::store::Store;
-use crate::units::Timestamp;
 
 /// A build's first questions wait so long for the manifests to be read, if its clock permits.
 const FORECAST_WAIT: Duration = Duration::from_millis(800);
@@ -290,13 +289,6 @@ impl Cache {
         self.inner.statistics.with(&upstream.name, |s| s.observe_transfer(bytes, ms, now));
     }
 
-    /// What upstream is expected to send in a millisecond; zero if nothing was measured.
-    pub fn bandwidth_of(&self, upstream: &Upstream, now: Timestamp) -> f64 {
-        let estimate =
-            self.inner.statistics.with(&upstream.name, |s| s.estimate(Question::Listed, now));
-        estimate.map_or(0.0, |estimate| estimate.bandwidth_bytes_per_ms)
-    }
-
     /// Keeps what was learned of the upstreams for the next daemon; blocks.
     pub fn save_statistics(&self) {
         for upstream in self.inner.realms.upstreams() {
@@ -310,10 +302,5 @@ impl Cache {
     /// The forecast of a command that wants one without a build.
     pub fn forecast(&self, aim: Aim) -> Arc<Forecast> {
         self.inner.forecasts.open(aim)
-    }
-
-    /// Whether a realm's flight for this key is on its way.
-    pub fn is_flying(&self, realm: RealmId, key: &Key) -> bool {
-        self.inner.flights.is_flying(realm, key)
     }
 }

@@ -86,11 +86,6 @@ impl Flights {
         }
     }
 
-    pub fn is_flying(&self, realm: RealmId, key: &Key) -> bool {
-        let id = (realm, key.clone());
-        self.flying.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
-    }
-
     pub fn len(&self) -> usize {
         self.flying.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

@@ -4,9 +4,9 @@
 //! reads the manifests and fills it in; requests wait for it a bounded time, then see in it what is
 //! on its way. It only predicts: nothing is believed because a forecast says so.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -17,10 +17,9 @@ use crate::entry::Digest;
 use crate::telemetry::Metrics;
 use crate::units::Clock;
 
-/// Forecasts that are remembered; the oldest give way.
-const FORECASTS_MAX: usize = 64;
-/// Somebody else may have built meanwhile: then manifests are read anew.
-const FRESH_FOR: Duration = Duration::from_secs(5);
+mod all;
+
+pub use all::Forecasts;
 
 /// What is on its way is waited for as if building it took at least so long.
 const COMING_COST_MIN_MS: u32 = 150;
@@ -96,7 +95,8 @@ pub struct Forecast {
     made: Duration,
     phase: watch::Sender<Phase>,
     parents: watch::Sender<Option<Vec<Arc<str>>>>,
-    listed: OnceLock<HashMap<Digest, Listed>>,
+    /// None before the first manifest was read; anew when what was cut short goes on.
+    listed: RwLock<Option<Arc<HashMap<Digest, Listed>>>>,
     /// Bytes of the plan that are here.
     pub arrived_bytes: AtomicU64,
     pub fetched: AtomicU64,
@@ -124,7 +124,7 @@ impl Forecast {
             made: clock.elapsed(),
             phase: watch::Sender::new(Phase::Loading),
             parents: watch::Sender::new(None),
-            listed: OnceLock::new(),
+            listed: RwLock::default(),
             arrived_bytes: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
@@ -173,9 +173,27 @@ impl Forecast {
 
     /// Says what is listed; the flights of what is wanted have begun by now.
     pub fn list(&self, listed: HashMap<Digest, Listed>) {
-        // Only the worker that reads the manifests lists, and does so once.
-        let _ = self.listed.set(listed);
+        let before = self.listed();
+        for (action, entry) in &listed {
+            // What was fetched or used in an earlier run stays so, or it would be counted twice.
+            let was = before.as_ref().and_then(|before| before.get(action));
+            let was = was.map_or(WANTED, |was| was.state.load(Ordering::Relaxed));
+            if matches!(was, FETCHED | USED) {
+                entry.state.store(was, Ordering::Relaxed);
+            }
+        }
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(listed));
+        self.arrived_bytes.store(0, Ordering::Relaxed);
         self.phase.send_replace(Phase::Known);
+    }
+
+    fn listed(&self) -> Option<Arc<HashMap<Digest, Listed>>> {
+        self.listed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does something with what is listed of an action, if it is.
+    fn with<T>(&self, action: &Digest, act: impl FnOnce(&Listed) -> T) -> Option<T> {
+        self.listed()?.get(action).map(act)
     }
 
     pub fn nothing(&self) {
@@ -185,7 +203,7 @@ impl Forecast {
 
     /// What is known of a key that this machine does not have. `bytes_per_ms`: how fast it comes.
     pub fn word(&self, action: &Digest, bytes_per_ms: f64) -> Known {
-        let Some(listed) = self.listed.get() else { return Known::NoManifest };
+        let Some(listed) = self.listed() else { return Known::NoManifest };
         let Some(entry) = listed.get(action) else { return Known::Unlisted };
         let (cost_ms, frame_bytes) = (entry.cost_ms, entry.frame_bytes);
         if entry.state.load(Ordering::Relaxed) != WANTED {
@@ -219,21 +237,25 @@ impl Forecast {
 
     /// What building it took where the manifest was made; None if it is not listed.
     pub fn cost_of(&self, action: &Digest) -> Option<u32> {
-        self.listed.get()?.get(action).map(|entry| entry.cost_ms)
+        self.with(action, |entry| entry.cost_ms)
     }
 
     pub fn lists(&self) -> usize {
-        self.listed.get().map_or(0, HashMap::len)
+        self.listed().map_or(0, |listed| listed.len())
     }
 
     /// It has been fetched ahead, or was there when its turn came.
     pub fn arrived(&self, action: &Digest, is_fetched: bool) {
-        let Some(entry) = self.entry(action) else { return };
-        if is_fetched && (entry.turn(WANTED, FETCHED) || entry.turn(LEFT, FETCHED)) {
+        let is_new = self.with(action, |entry| {
+            let is_new = is_fetched && (entry.turn(WANTED, FETCHED) || entry.turn(LEFT, FETCHED));
+            if !is_new {
+                entry.turn(WANTED, THERE);
+            }
+            is_new
+        });
+        if is_new == Some(true) {
             self.fetched.fetch_add(1, Ordering::Relaxed);
             self.metrics.prefetched_entries.inc();
-        } else {
-            entry.turn(WANTED, THERE);
         }
     }
 
@@ -243,26 +265,20 @@ impl Forecast {
         self.metrics.prefetched_bytes.add(frame_bytes);
     }
 
-    fn entry(&self, action: &Digest) -> Option<&Listed> {
-        self.listed.get()?.get(action)
-    }
-
     /// It is not fetched ahead any more: whoever needs it asks.
     pub fn left(&self, action: &Digest) {
-        if let Some(entry) = self.entry(action) {
-            entry.turn(WANTED, LEFT);
-        }
+        self.with(action, |entry| entry.turn(WANTED, LEFT));
     }
 
     /// How many are not here because they could not be fetched, or are not wanted any more.
     pub fn count_left(&self) -> usize {
-        let listed = self.listed.get().into_iter().flat_map(HashMap::values);
-        listed.filter(|entry| entry.state.load(Ordering::Relaxed) == LEFT).count()
+        let is_left = |entry: &&Listed| entry.state.load(Ordering::Relaxed) == LEFT;
+        self.listed().map_or(0, |listed| listed.values().filter(is_left).count())
     }
 
     /// A build has used it.
     pub fn used(&self, action: &Digest) {
-        if self.entry(action).is_some_and(|entry| entry.turn(FETCHED, USED)) {
+        if self.with(action, |entry| entry.turn(FETCHED, USED)) == Some(true) {
             self.used.fetch_add(1, Ordering::Relaxed);
             self.metrics.prefetch_used.inc();
         }
@@ -321,72 +337,5 @@ impl Forecast {
         if !self.is_finished() {
             done.await;
         }
-    }
-}
-
-/// The forecasts of a daemon.
-#[derive(Debug)]
-pub struct Forecasts {
-    list: Mutex<VecDeque<Arc<Forecast>>>,
-    asked: Mutex<VecDeque<Arc<Forecast>>>,
-    news: Notify,
-    metrics: Arc<Metrics>,
-    clock: Clock,
-}
-
-impl Forecasts {
-    pub fn new(clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let (list, asked) = (Mutex::default(), Mutex::default());
-        Self { list, asked, news: Notify::new(), metrics, clock }
-    }
-
-    /// The forecast for this aim; a worker is asked for it if it is new.
-    pub fn open(&self, aim: Aim) -> Arc<Forecast> {
-        let now = self.clock.elapsed();
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|old| now.saturating_sub(old.made) < FRESH_FOR || old.is_wanted());
-        if let Some(known) = list.iter().find(|known| known.aim.is_same(&aim)) {
-            return known.clone();
-        }
-        if list.len() >= FORECASTS_MAX {
-            list.pop_front();
-        }
-        let forecast = Arc::new(Forecast::new(aim, self.clock.clone(), self.metrics.clone()));
-        list.push_back(forecast.clone());
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push_back(forecast.clone());
-        self.news.notify_one();
-        forecast
-    }
-
-    /// Somebody wants it again: what was cut short goes on.
-    pub fn resume(&self, forecast: &Arc<Forecast>) {
-        if forecast.resume() {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            asked.push_back(forecast.clone());
-            self.news.notify_one();
-        }
-    }
-
-    /// The next one that is to be filled in.
-    pub async fn next(&self) -> Arc<Forecast> {
-        loop {
-            let next = self.asked.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            if let Some(forecast) = next {
-                return forecast;
-            }
-            self.news.notified().await;
-        }
-    }
-
-    /// Whether something is to be fetched that somebody still wants.
-    pub fn any_wanted(&self) -> bool {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.iter().any(|forecast| forecast.is_wanted())
-    }
-
-    /// What was learned is out of date: this machine has written a newer manifest itself.
-    pub fn forget(&self, forecast: &Arc<Forecast>) {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|known| !Arc::ptr_eq(known, forecast));
     }
 }
