@@ -164,7 +164,8 @@ impl Daemon {
         };
         let control: Arc<dyn Control> = Arc::new(Controls::new(sources.clone(), stopping.clone()));
         let socket = config.frontend.socket.clone();
-        let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone());
+        let frontend = Frontend::new(cache.clone(), config.frontend, control, http.clone())
+            .map_err(StartError::System)?;
         let doors = Tasks::new();
         frontend.serve(bound, &doors.shutdown_signal());
         let admin =

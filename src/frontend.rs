@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use futures_util::future::BoxFuture;
 
 use crate::cache::Cache;
+use crate::tasks::Lanes;
 use crate::units::Secret;
 
 mod access;
@@ -79,14 +80,22 @@ struct Inner {
     control: Arc<dyn Control>,
     /// Addresses where HTTP is served, for clients that ask.
     http: Vec<String>,
+    lanes: Lanes,
     connections: AtomicUsize,
     /// When the last connection was there, in milliseconds of the clock; for idle daemons.
     last_seen_ms: AtomicU64,
 }
 
 impl Frontend {
-    pub fn new(cache: Cache, config: Config, control: Arc<dyn Control>, http: Vec<String>) -> Self {
+    /// An error: threads cannot be started.
+    pub fn new(
+        cache: Cache,
+        config: Config,
+        control: Arc<dyn Control>,
+        http: Vec<String>,
+    ) -> std::io::Result<Self> {
         let inner = Inner {
+            lanes: Lanes::start(cache.tasks())?,
             cache,
             config,
             control,
@@ -94,7 +103,7 @@ impl Frontend {
             connections: AtomicUsize::new(0),
             last_seen_ms: AtomicU64::new(0),
         };
-        Self { inner: Arc::new(inner) }
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// How many connections are open, and for how long there have been none.

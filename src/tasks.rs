@@ -3,15 +3,20 @@
 //! The only place that spawns. A panic is caught here, counted and logged, and ends its task alone.
 
 use std::future::Future;
+use std::num::NonZero;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::telemetry::log;
+
+/// More lanes than this serve nobody faster.
+const LANES_MAX: usize = 16;
 
 /// Whether the process is going down; cheap to clone.
 #[derive(Clone, Debug)]
@@ -32,12 +37,12 @@ impl Shutdown {
 /// The owner of tasks: spawns them, tells them to stop, waits for them.
 #[derive(Clone, Debug)]
 pub struct Tasks {
+    runtime: Handle,
     inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    runtime: tokio::runtime::Handle,
     shutdown: watch::Sender<bool>,
     /// How many tasks are alive.
     alive: watch::Sender<usize>,
@@ -47,13 +52,13 @@ struct Inner {
 impl Tasks {
     /// Tasks of the runtime that this is called in.
     pub fn new() -> Self {
-        Self::on(tokio::runtime::Handle::current())
+        Self::on(Handle::current())
     }
 
-    pub fn on(runtime: tokio::runtime::Handle) -> Self {
+    pub fn on(runtime: Handle) -> Self {
         Self {
+            runtime,
             inner: Arc::new(Inner {
-                runtime,
                 shutdown: watch::Sender::new(false),
                 alive: watch::Sender::new(0),
                 panics: AtomicU64::new(0),
@@ -78,7 +83,7 @@ impl Tasks {
         future: impl Future<Output = ()> + Send + 'static,
     ) -> tokio::task::AbortHandle {
         let alive = Alive::new(self.inner.clone());
-        let handle = self.inner.runtime.spawn(async move {
+        let handle = self.runtime.spawn(async move {
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
                 alive.0.panics.fetch_add(1, Ordering::Relaxed);
                 log::panicked(name, panic.as_ref());
@@ -95,7 +100,7 @@ impl Tasks {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let alive = Alive::new(self.inner.clone());
-        let done = self.inner.runtime.spawn_blocking(move || {
+        let done = self.runtime.spawn_blocking(move || {
             let _counted = alive;
             work()
         });
@@ -148,6 +153,45 @@ impl Drop for Alive {
     }
 }
 
+/// Threads that each turn their own few tasks, for connections: a request that is answered from memory
+/// is read, answered and written by one thread, which nobody else has to be woken for.
+///
+/// What may take long, and what outlives a connection, belongs to the `Tasks` that these came from.
+#[derive(Debug)]
+pub struct Lanes {
+    lanes: Vec<Tasks>,
+    next: AtomicUsize,
+    /// The lanes' threads end when this goes. They are not joined: one that a dead disk holds up
+    /// must not hold up the end.
+    _open: watch::Sender<()>,
+}
+
+impl Lanes {
+    /// As many as there are processors. Their tasks are counted among those of `tasks`.
+    pub fn start(tasks: &Tasks) -> std::io::Result<Self> {
+        let count = std::thread::available_parallelism().map_or(2, NonZero::get).min(LANES_MAX);
+        let open = watch::Sender::new(());
+        let start = |_| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_io().enable_time().build()?;
+            let lane = Tasks { runtime: runtime.handle().clone(), inner: tasks.inner.clone() };
+            let mut closed = open.subscribe();
+            // An error is what it waits for: the sender is gone.
+            thread("lane", move || {
+                runtime.block_on(async { while closed.changed().await.is_ok() {} })
+            })?;
+            Ok(lane)
+        };
+        let lanes = (0..count).map(start).collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Self { lanes, next: AtomicUsize::new(0), _open: open })
+    }
+
+    /// The lane whose turn it is.
+    pub fn next(&self) -> &Tasks {
+        &self.lanes[self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len()]
+    }
+}
+
 /// Starts a thread with a name. Its owner joins it.
 #[expect(clippy::disallowed_methods, reason = "the one place that starts threads")]
 pub fn thread<T: Send + 'static>(
@@ -155,4 +199,34 @@ pub fn thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<std::thread::JoinHandle<T>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_runs_in_a_lane_is_counted_by_the_owner_and_a_panic_ends_one_task_alone() {
+        let tasks = Tasks::new();
+        let lanes = Lanes::start(&tasks).unwrap();
+        let (sender, mut names) = tokio::sync::mpsc::channel(64);
+        for n in 0..32 {
+            let sender = sender.clone();
+            lanes.next().spawn("test", async move {
+                assert!(n % 2 == 0, "every other one falls");
+                let thread = std::thread::current().name().map(str::to_owned);
+                sender.send(thread).await.unwrap();
+            });
+        }
+        drop(sender);
+        let mut count = 0;
+        while let Some(name) = names.recv().await {
+            assert_eq!(name.as_deref(), Some("lane"));
+            count += 1;
+        }
+        assert_eq!(
+            (count, tasks.drain(Duration::from_secs(10)).await, tasks.panics()),
+            (16, 0, 16)
+        );
+    }
 }

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::cache::GoPut;
 use crate::entry::{BodyError, Class, Digest, Incoming, Key, Meta};
 use crate::frontend::Frontend;
-use crate::frontend::listener::Peer;
-use crate::tasks::Shutdown;
+use crate::frontend::listener::Visit;
+use crate::tasks::Tasks;
 use crate::telemetry::metrics::Protocol;
 use crate::units::Timestamp;
 use crate::wire::go::{self as wire, Entry, Frame, PIECE_MAX, Report};
@@ -39,10 +39,11 @@ const PIECES_MAX: usize = 16;
 const BODIES_MAX: usize = 64;
 
 /// Speaks with one helper until it leaves.
-pub(super) async fn serve<S>(frontend: Frontend, stream: S, peer: Peer, mut shutdown: Shutdown)
+pub(super) async fn serve<S>(frontend: Frontend, stream: S, visit: Visit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let Visit { peer, lane, mut shutdown } = visit;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let hello = tokio::time::timeout(HELLO_WITHIN, read_frame(&mut reader)).await;
     let Ok(Ok(Some(Frame::Hello(hello)))) = hello else { return };
@@ -58,10 +59,10 @@ where
     }
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     let (outputs, pieces) = mpsc::channel(PIECES_UNREAD_MAX);
-    let tasks = frontend.inner.cache.tasks().clone();
-    tasks.spawn("answers", write_all(writer, queue, pieces));
+    lane.spawn("answers", write_all(writer, queue, pieces));
     let mut conversation = Conversation {
         frontend,
+        lane,
         guest: Arc::new(guest),
         answers,
         outputs,
@@ -94,6 +95,7 @@ where
 /// One helper's frames.
 struct Conversation {
     frontend: Frontend,
+    lane: Tasks,
     guest: Arc<Guest>,
     answers: mpsc::Sender<Frame>,
     /// Apart from the answers, which overtake them: outputs for a helper that does not see the store.
@@ -168,8 +170,7 @@ impl Conversation {
         let Ok(permit) = self.lookups.clone().acquire_owned().await else { return false };
         let (frontend, guest) = (self.frontend.clone(), self.guest.clone());
         let (answers, outputs) = (self.answers.clone(), self.outputs.clone());
-        let tasks = self.frontend.inner.cache.tasks();
-        tasks.spawn("lookup", async move {
+        self.lane.spawn("lookup", async move {
             let blob = look_up(&frontend, &guest, &answers, id, action, c_env).await;
             if let Some((entry, body)) = blob {
                 send_output(&outputs, id, entry, body).await;

@@ -1,6 +1,6 @@
 //! Sockets: binding them, accepting, looking at a connection's first bytes, closing in good order.
 //!
-//! One task a connection. A connection that opens with larder's preface is a helper's; everything
+//! One task a connection, on one of the lanes. A connection that opens with larder's preface is a helper's; everything
 //! else is HTTP.
 
 use std::io;
@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::frontend::{Frontend, go, http};
-use crate::tasks::Shutdown;
+use crate::tasks::{Shutdown, Tasks};
 use preface::{Opened, Rewound, Speaks};
 
 mod bind;
@@ -51,6 +51,14 @@ pub enum Peer {
     Unix,
 }
 
+/// A connection's circumstances.
+pub(super) struct Visit {
+    pub(super) peer: Peer,
+    /// Where it runs, and what is done for it alone.
+    pub(super) lane: Tasks,
+    pub(super) shutdown: Shutdown,
+}
+
 impl Frontend {
     /// Accepts on every listener until the shutdown.
     pub fn serve(&self, bound: Bound, shutdown: &Shutdown) {
@@ -81,7 +89,13 @@ impl Frontend {
                 () = shutdown.wait() => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.welcome_tcp(stream, peer, tls.clone(), &shutdown),
+                Ok((stream, peer)) => {
+                    // Answers are written whole; waiting to fill a segment only adds a round trip.
+                    let _ = stream.set_nodelay(true);
+                    // An error: it is gone already.
+                    let Ok(stream) = stream.into_std() else { continue };
+                    self.welcome_tcp(stream, peer, tls.clone(), shutdown.clone());
+                }
                 Err(error) => rest(&error).await,
             }
         }
@@ -89,20 +103,17 @@ impl Frontend {
 
     fn welcome_tcp(
         &self,
-        stream: TcpStream,
+        stream: std::net::TcpStream,
         peer: SocketAddr,
         tls: Option<TlsAcceptor>,
-        shutdown: &Shutdown,
+        shutdown: Shutdown,
     ) {
-        // Answers are written whole; waiting to fill a segment only adds a round trip.
-        let _ = stream.set_nodelay(true);
-        let (frontend, shutdown) = (self.clone(), shutdown.clone());
-        self.connection(async move {
-            let peer = Peer::Tcp(peer);
+        self.connection(Peer::Tcp(peer), shutdown, |frontend, visit| async move {
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
             match tls {
-                None => frontend.speak(stream, peer, shutdown).await,
+                None => frontend.speak(stream, visit).await,
                 Some(tls) => match tokio::time::timeout(PREFACE_WITHIN, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => frontend.speak(stream, peer, shutdown).await,
+                    Ok(Ok(stream)) => frontend.speak(stream, visit).await,
                     Ok(Err(error)) => tracing::debug!(%error, "tls: handshake failed"),
                     Err(_) => tracing::debug!("tls: no handshake in time"),
                 },
@@ -118,10 +129,11 @@ impl Frontend {
             };
             match accepted {
                 Ok((stream, _)) if self.may_use_socket(&stream) => {
-                    let (frontend, shutdown) = (self.clone(), shutdown.clone());
-                    self.connection(
-                        async move { frontend.speak(stream, Peer::Unix, shutdown).await },
-                    );
+                    let Ok(stream) = stream.into_std() else { continue };
+                    self.connection(Peer::Unix, shutdown.clone(), |frontend, visit| async move {
+                        let Ok(stream) = UnixStream::from_std(stream) else { return };
+                        frontend.speak(stream, visit).await;
+                    });
                 }
                 Ok(_) => self.inner.cache.metrics().connections_refused.inc(),
                 Err(error) => rest(&error).await,
@@ -142,8 +154,16 @@ impl Frontend {
         allowed
     }
 
-    /// Runs a connection as a task, counted for as long as it lives.
-    fn connection(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a connection as a task of the lane whose turn it is, counted for as long as it lives.
+    /// A socket belongs to the runtime in which it was made, so `work` makes it there.
+    fn connection<W>(
+        &self,
+        peer: Peer,
+        shutdown: Shutdown,
+        work: impl FnOnce(Self, Visit) -> W + Send + 'static,
+    ) where
+        W: Future<Output = ()> + Send,
+    {
         let metrics = self.inner.cache.metrics();
         if self.inner.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
             self.inner.connections.fetch_sub(1, Ordering::Relaxed);
@@ -152,33 +172,36 @@ impl Frontend {
         }
         metrics.connections.inc();
         let guard = Connected(self.clone());
-        self.inner.cache.tasks().spawn("connection", async move {
-            let _open = guard;
-            work.await;
+        let lane = self.inner.lanes.next();
+        let visit = Visit { peer, lane: lane.clone(), shutdown };
+        lane.spawn("connection", async move {
+            work(guard.0.clone(), visit).await;
+            drop(guard);
         });
     }
 
     /// Finds out what a connection speaks, then speaks it.
-    async fn speak<S>(&self, stream: S, peer: Peer, mut shutdown: Shutdown)
+    async fn speak<S>(&self, stream: S, mut visit: Visit)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let opened = tokio::select! {
             opened = tokio::time::timeout(PREFACE_WITHIN, Opened::read(stream)) => opened,
-            () = shutdown.wait() => return,
+            () = visit.shutdown.wait() => return,
         };
         let Ok(Ok(opened)) = opened else { return };
         match opened.speaks {
-            Speaks::Larder => go::serve(self.clone(), opened.stream, peer, shutdown).await,
-            Speaks::Http2 => self.http2(opened.stream, peer, shutdown).await,
-            Speaks::Http1 => self.http1(opened.stream, peer, shutdown).await,
+            Speaks::Larder => go::serve(self.clone(), opened.stream, visit).await,
+            Speaks::Http2 => self.http2(opened.stream, visit).await,
+            Speaks::Http1 => self.http1(opened.stream, visit).await,
         }
     }
 
-    async fn http1<S>(&self, stream: Rewound<S>, peer: Peer, mut shutdown: Shutdown)
+    async fn http1<S>(&self, stream: Rewound<S>, visit: Visit)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let Visit { peer, mut shutdown, .. } = visit;
         let service = http::Service::new(self.clone(), peer);
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -203,10 +226,11 @@ impl Frontend {
         if connections > CROWD { BUFFER_IN_CROWD } else { BUFFER }
     }
 
-    async fn http2<S>(&self, stream: Rewound<S>, peer: Peer, mut shutdown: Shutdown)
+    async fn http2<S>(&self, stream: Rewound<S>, visit: Visit)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let Visit { peer, mut shutdown, .. } = visit;
         let service = http::Service::new(self.clone(), peer);
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
