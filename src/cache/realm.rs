@@ -15,6 +15,8 @@ use crate::store::Store;
 
 /// Realms that clients may bring into being by naming namespaces.
 const REALMS_MAX: usize = 4096;
+/// Answers that are looked through before a realm is worked out.
+const USUAL_MAX: usize = 8;
 
 /// A central cache as realms see it.
 #[derive(Clone)]
@@ -98,13 +100,30 @@ pub enum RealmError {
 pub struct Realms {
     upstreams: Vec<Upstream>,
     known: RwLock<HashMap<RealmId, Arc<Realm>>>,
+    /// The first few answers, so that a request that asks as most do needs no hashing.
+    usual: RwLock<Vec<(Asked, Arc<Realm>)>>,
     store: Store,
+}
+
+/// What a client has asked for.
+struct Asked {
+    namespace: Box<str>,
+    trust: Option<Box<str>>,
+    upstream: Option<Box<str>>,
+}
+
+impl Asked {
+    fn is(&self, wanted: Wanted<'_>) -> bool {
+        *self.namespace == *wanted.namespace
+            && self.trust.as_deref() == wanted.trust
+            && self.upstream.as_deref() == wanted.upstream
+    }
 }
 
 impl Realms {
     /// Knows the realms that the store remembers, as far as their upstreams are still configured.
     pub fn new(upstreams: Vec<Upstream>, store: Store) -> Self {
-        let realms = Self { upstreams, known: RwLock::default(), store };
+        let realms = Self { upstreams, known: RwLock::default(), usual: RwLock::default(), store };
         for (_, text) in realms.store.realms() {
             let Ok(seen) = serde_json::from_str::<Remembered>(&text) else { continue };
             let still_there = realms.upstreams.iter().any(|u| *u.url == *seen.upstream);
@@ -129,6 +148,26 @@ impl Realms {
 
     /// The realm that a client asks for, made and remembered if it is new.
     pub fn resolve(&self, wanted: Wanted<'_>) -> Result<Arc<Realm>, RealmError> {
+        {
+            let usual = self.usual.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, realm)) = usual.iter().find(|(asked, _)| asked.is(wanted)) {
+                return Ok(realm.clone());
+            }
+        }
+        let realm = self.resolve_anew(wanted)?;
+        let mut usual = self.usual.write().unwrap_or_else(PoisonError::into_inner);
+        if usual.len() < USUAL_MAX && !usual.iter().any(|(asked, _)| asked.is(wanted)) {
+            let asked = Asked {
+                namespace: wanted.namespace.into(),
+                trust: wanted.trust.map(Into::into),
+                upstream: wanted.upstream.map(Into::into),
+            };
+            usual.push((asked, realm.clone()));
+        }
+        Ok(realm)
+    }
+
+    fn resolve_anew(&self, wanted: Wanted<'_>) -> Result<Arc<Realm>, RealmError> {
         for name in std::iter::once(wanted.namespace).chain(wanted.trust) {
             if !is_namespace(name) {
                 return Err(RealmError::Namespace(name.to_owned()));
