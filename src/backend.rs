@@ -60,6 +60,20 @@ pub struct Fetched {
     pub chunks: Chunks,
 }
 
+/// What came for a part of a body.
+pub struct FetchedPart {
+    /// Upstream knows no ranges, and sends everything from the body's first byte.
+    pub is_whole: bool,
+    pub fetched: Fetched,
+}
+
+impl FetchedPart {
+    /// The part alone; None if the body is shorter. What precedes it is received and skipped.
+    pub fn cut(self, part: Range<u64>) -> Option<Fetched> {
+        if self.is_whole { part::cut(self.fetched, part) } else { Some(self.fetched) }
+    }
+}
+
 /// A body to send, replayable: a retry asks for the pieces again.
 #[derive(Clone)]
 pub struct Upload {
@@ -172,13 +186,12 @@ pub trait Backend: Send + Sync {
     /// `Ok(None)`: it certainly does not exist. The pieces of a found body are not verified yet.
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>>;
 
-    /// A part of a body. Upstreams that know no ranges send it whole, and the rest is skipped here.
-    /// `Ok(None)`: it does not exist, or ends before the part does.
+    /// A part of a body. `Ok(None)`: it does not exist, or ends before the part does.
     fn get_part<'a>(
         &'a self,
         name: &'a Name,
         part: Range<u64>,
-    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>>;
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>>;
 
     /// Stores the body, over whatever was there.
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>>;

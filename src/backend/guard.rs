@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::backend::{Backend, BackendError, Fetched, Name, Upload};
+use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Upload};
 use crate::telemetry::metrics::Upstream;
 use crate::units::{Random, show_duration};
 
@@ -171,7 +171,7 @@ impl Guard {
         &self,
         name: &Name,
         part: Option<Range<u64>>,
-    ) -> Result<Option<Fetched>, BackendError> {
+    ) -> Result<Option<FetchedPart>, BackendError> {
         let (mut leave, seat) = self.enter(&self.gets).await?;
         let upstream = &self.shared.upstream;
         upstream.gets.inc();
@@ -184,10 +184,10 @@ impl Guard {
             upstream.latency.record(asked.elapsed());
         }
         match answer {
-            Ok(Some(found)) => {
-                let len = found.len;
-                let chunks = Box::pin(Received::new(found, leave, seat, asked));
-                Ok(Some(Fetched { len, chunks }))
+            Ok(Some(FetchedPart { is_whole, fetched })) => {
+                let len = fetched.len;
+                let chunks = Box::pin(Received::new(fetched, leave, seat, asked));
+                Ok(Some(FetchedPart { is_whole, fetched: Fetched { len, chunks } }))
             }
             Ok(None) => {
                 leave.settle(Outcome::Good);
@@ -203,10 +203,15 @@ impl Guard {
         &self,
         name: &Name,
         part: Option<Range<u64>>,
-    ) -> Result<Option<Fetched>, BackendError> {
-        let get = || match part.clone() {
-            Some(part) => self.inner.get_part(name, part),
-            None => self.inner.get(name),
+    ) -> Result<Option<FetchedPart>, BackendError> {
+        let get = || async {
+            match part.clone() {
+                Some(part) => self.inner.get_part(name, part).await,
+                None => {
+                    let whole = |fetched| FetchedPart { is_whole: true, fetched };
+                    self.inner.get(name).await.map(|found| found.map(whole))
+                }
+            }
         };
         let first = get().await;
         if !matches!(first, Err(BackendError::Connect(_))) {
@@ -268,14 +273,14 @@ impl Guard {
 
 impl Backend for Guard {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
-        self.guarded_get(name, None).boxed()
+        self.guarded_get(name, None).map(|got| got.map(|found| found.map(|f| f.fetched))).boxed()
     }
 
     fn get_part<'a>(
         &'a self,
         name: &'a Name,
         part: Range<u64>,
-    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
         self.guarded_get(name, Some(part)).boxed()
     }
 

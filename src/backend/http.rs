@@ -18,9 +18,9 @@ use http::header::{
 use http::{Method, StatusCode, Version};
 use reqwest::{Client, Response, Url};
 
-use crate::backend::part::cut;
 use crate::backend::{
-    Backend, BackendError, BuildError, Config, Credentials, Fetched, Name, Upload, WriteMethod,
+    Backend, BackendError, BuildError, Config, Credentials, Fetched, FetchedPart, Name, Upload,
+    WriteMethod,
 };
 use crate::entry::{BodyError, Chunks, Why};
 
@@ -123,17 +123,19 @@ impl HttpBackend {
         &self,
         name: &Name,
         part: Range<u64>,
-    ) -> Result<Option<Fetched>, BackendError> {
+    ) -> Result<Option<FetchedPart>, BackendError> {
+        let found = |is_whole| move |fetched| Some(FetchedPart { is_whole, fetched });
         if part.is_empty() {
-            return Ok(Some(Fetched { len: Some(0), chunks: Box::pin(stream::empty()) }));
+            let fetched = Fetched { len: Some(0), chunks: Box::pin(stream::empty()) };
+            return Ok(found(false)(fetched));
         }
         let wanted = format!("bytes={}-{}", part.start, part.end - 1);
         let request = self.client.get(url_of(&self.base, name)?).header(RANGE, wanted);
         let response = self.send(request).await?;
         match response.status() {
-            StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(Some),
+            StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(found(false)),
             // It knows no ranges.
-            StatusCode::OK => Ok(cut(fetched(response)?, part)),
+            StatusCode::OK => fetched(response).map(found(true)),
             // What is there ends before the part begins.
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 drain(response).await;
@@ -188,7 +190,7 @@ impl Backend for HttpBackend {
         &'a self,
         name: &'a Name,
         part: Range<u64>,
-    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
         self.fetch_part(name, part).boxed()
     }
 

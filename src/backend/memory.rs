@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::sleep;
 
 use crate::backend::part;
-use crate::backend::{Backend, BackendError, Fetched, Name, Upload};
+use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Upload};
 use crate::entry::{BodyError, Chunks};
 
 /// How bodies are cut, as a socket would.
@@ -63,6 +64,7 @@ pub type Rule = dyn Fn(Call, &Name) -> Option<Fault> + Send + Sync;
 #[derive(Default)]
 pub struct MemoryBackend {
     state: Mutex<State>,
+    is_without_ranges: AtomicBool,
 }
 
 #[derive(Default)]
@@ -91,6 +93,11 @@ impl MemoryBackend {
 
     pub fn fault_by(&self, rule: impl Fn(Call, &Name) -> Option<Fault> + Send + Sync + 'static) {
         self.state().rule = Some(Arc::new(rule));
+    }
+
+    /// From now on, whoever asks for a part gets the whole.
+    pub fn forget_ranges(&self) {
+        self.is_without_ranges.store(true, Ordering::Relaxed);
     }
 
     /// Takes all faults away.
@@ -198,8 +205,17 @@ impl Backend for MemoryBackend {
         &'a self,
         name: &'a Name,
         range: Range<u64>,
-    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
-        async move { Ok(self.fetch(name).await?.and_then(|whole| part::cut(whole, range))) }.boxed()
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
+        async move {
+            let fetched = self.fetch(name).await?;
+            Ok(if self.is_without_ranges.load(Ordering::Relaxed) {
+                fetched.map(|fetched| FetchedPart { is_whole: true, fetched })
+            } else {
+                let part = fetched.and_then(|whole| part::cut(whole, range));
+                part.map(|fetched| FetchedPart { is_whole: false, fetched })
+            })
+        }
+        .boxed()
     }
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {

@@ -223,7 +223,7 @@ impl Forecast {
     }
 
     /// How fast all streams together have brought what is here; zero before that can be told.
-    fn bytes_per_ms(&self) -> f64 {
+    pub fn bytes_per_ms(&self) -> f64 {
         let bytes = self.arrived_bytes.load(Ordering::Relaxed);
         let began = self.fetching_since_ms.load(Ordering::Relaxed);
         let ms = self.now_ms().saturating_sub(began);

@@ -85,7 +85,8 @@ impl Cache {
             Frame::Packed(packed) => {
                 let pack = in_cas(name, &packed.pack);
                 let part = packed.at..packed.at + packed.size;
-                let fetched = upstream.backend.get_part(&pack, part).await;
+                let fetched = upstream.backend.get_part(&pack, part.clone()).await;
+                let fetched = fetched.map(|found| found.and_then(|found| found.cut(part)));
                 self.feed_all(&mut unpacking, fetched, packed.size).await?;
             }
         }

@@ -5,7 +5,7 @@
 //! with the last session that wants it, and goes on with the next helper. Nothing here is awaited by a
 //! request but its flights.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,9 +28,11 @@ mod stream;
 
 pub(in crate::worker) use sources::{name_of_manifest, name_of_trail};
 
-/// Units under way at once: enough to fill the link while one of them waits for its answer, few
-/// enough that what is needed first comes first.
-const STREAMS: usize = 4;
+/// Units under way at once. At first many, because the link is unknown and each connection slow; then
+/// as many as bring what arrives in `AHEAD_MS`: few enough that what is needed first comes first.
+const STREAMS_MAX: usize = 16;
+const STREAMS_MIN: usize = 4;
+const AHEAD_MS: f64 = 400.0;
 
 pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let mut shutdown = cache.tasks().shutdown_signal();
@@ -108,28 +110,43 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
     let total = units.len();
     forecast.fetching();
     let (end, mut ends) = mpsc::channel(1);
-    let mut waiting = units.into_iter();
+    let mut waiting: VecDeque<Unit> = units.into();
     let mut flying = FuturesUnordered::new();
-    // Outputs that are on their way take room too.
-    let mut coming = 0;
+    // Parts of objects that come whole or not at all.
+    let mut returned: Vec<Unit> = Vec::new();
+    // Outputs that are on their way take room too; frames take the link.
+    let (mut coming, mut asked) = (0, 0);
     loop {
-        while flying.len() < STREAMS && forecast.is_wanted() {
-            let Some(unit) = waiting.next() else { break };
-            let size = unit.size();
+        while returned.is_empty()
+            && has_width(flying.len(), asked, forecast.bytes_per_ms())
+            && forecast.is_wanted()
+        {
+            let Some(unit) = waiting.pop_front() else { break };
+            let (size, frames) = (unit.size(), unit.frame_bytes());
             if cache.store().has_room(size.saturating_add(coming)) {
                 coming += size;
+                asked += frames;
                 let fetching = stream::fetch(cache.clone(), forecast.clone(), unit, end.clone());
-                flying.push(fetching.map(move |()| size));
+                flying.push(fetching.map(move |unit| (unit, size, frames)));
             } else {
                 leave(forecast, &unit);
             }
         }
-        let Some(size) = flying.next().await else { break };
+        let Some((unit, size, frames)) = flying.next().await else {
+            if returned.is_empty() {
+                break;
+            }
+            // All parts that were asked for are back: none is asked for twice.
+            waiting = plan::whole(returned.drain(..).chain(waiting.drain(..))).into();
+            continue;
+        };
         coming -= size;
+        asked -= frames;
+        returned.extend(unit);
     }
     // Whoever needs what is left asks for it.
-    let is_cut = waiting.len() > 0;
-    waiting.for_each(|unit| leave(forecast, &unit));
+    let is_cut = !waiting.is_empty();
+    waiting.iter().for_each(|unit| leave(forecast, unit));
     drop(end);
     // Nobody sends: it is over when all who could have ended.
     while ends.recv().await.is_some() {}
@@ -139,6 +156,12 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
         "prefetch ended"
     );
     is_cut
+}
+
+/// Whether one more unit may be under way beside so many, with so many bytes of frames.
+fn has_width(flying: usize, asked: u64, bytes_per_ms: f64) -> bool {
+    let is_enough = bytes_per_ms > 0.0 && asked as f64 > bytes_per_ms * AHEAD_MS;
+    flying < if is_enough { STREAMS_MIN } else { STREAMS_MAX }
 }
 
 fn leave(forecast: &Forecast, unit: &Unit) {

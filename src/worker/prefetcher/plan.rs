@@ -14,10 +14,12 @@ use crate::manifest::{Manifest, Place, Row};
 
 /// Frames in one pack that lie this near to each other come in one request.
 const GAP_MAX: u64 = 256 << 10;
-/// A request for a part of a pack asks for no more: the first ones are short, because the build
-/// waits for them.
-const SPAN_MAX: u64 = 4 << 20;
+/// A request for a part of a pack asks for no more. The first ones are short: connections that have
+/// just been made are slow, and many at once fill the link sooner than few.
+const SPAN_MAX: u64 = 2 << 20;
 const SPAN_FIRST: u64 = 512 << 10;
+/// So many bytes are asked for shortly.
+const FIRST_BYTES: u64 = 8 << 20;
 
 /// A frame that stands alone is held in memory up to this length; what is longer streams to disk
 /// when its entry is asked for.
@@ -32,6 +34,8 @@ pub(super) struct Part {
     pub(super) expected: Vec<Expected>,
     /// Row of the manifest that needs it first.
     first: usize,
+    /// Bytes that are needed sooner.
+    before: u64,
 }
 
 /// What one request brings.
@@ -46,8 +50,13 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    fn first(&self) -> usize {
+    pub(super) fn first(&self) -> usize {
         self.parts.iter().map(|part| part.first).min().unwrap_or(usize::MAX)
+    }
+
+    /// Of the frames that are cut out of it.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.at.end - part.at.start).fold(0, u64::saturating_add)
     }
 
     /// Of the outputs that it brings.
@@ -98,7 +107,7 @@ fn one_realm(
         let is_here = row.place == Place::Empty && has_empty || cache.has_output(&row.output);
         if is_here {
             known.push(expected);
-        } else if wanted.add(manifest, expected, first) {
+        } else if wanted.add(manifest, expected, first, *before) {
             // Single questions come beside the streams.
             let streamed = if row.place == Place::Ask { 0 } else { frame_bytes };
             *before = before.saturating_add(streamed);
@@ -136,7 +145,7 @@ enum Slot {
 
 impl Wanted {
     /// False if the frame is on its way for another entry.
-    fn add(&mut self, manifest: &Manifest, expected: Expected, first: usize) -> bool {
+    fn add(&mut self, manifest: &Manifest, expected: Expected, first: usize, before: u64) -> bool {
         let row = expected.row;
         match self.outputs.get(&row.output) {
             Some(Slot::Pack(pack, at)) => {
@@ -151,7 +160,7 @@ impl Wanted {
             }
             None => {}
         }
-        let part = |at, expected| Part { at, expected: vec![expected], first };
+        let part = |at, expected| Part { at, expected: vec![expected], first, before };
         match row.place {
             Place::Pack { pack, offset, len } => {
                 let pack = manifest.packs.get(pack as usize).map(|pack| pack.digest);
@@ -205,8 +214,8 @@ fn spans(mut parts: Vec<Part>) -> Vec<Vec<Part>> {
         let fits = spans.last().is_some_and(|span| {
             let from = span.first().map_or(0, |first| first.at.start);
             let to = span.last().map_or(0, |last| last.at.end);
-            let is_first = span.iter().any(|part| part.first < 16);
-            let most = if is_first { SPAN_FIRST } else { SPAN_MAX };
+            let is_early = span.first().is_some_and(|first| first.before < FIRST_BYTES);
+            let most = if is_early { SPAN_FIRST } else { SPAN_MAX };
             part.at.start >= to && part.at.start - to <= GAP_MAX && part.at.end - from <= most
         });
         match spans.last_mut() {
@@ -215,4 +224,29 @@ fn spans(mut parts: Vec<Part>) -> Vec<Vec<Part>> {
         }
     }
     spans
+}
+
+/// For an upstream that knows no ranges: one request for each object, which brings all that is wanted
+/// of it. In order of first use.
+pub(super) fn whole(units: impl IntoIterator<Item = Unit>) -> Vec<Unit> {
+    let mut merged: Vec<Unit> = Vec::new();
+    let mut places: HashMap<(RealmId, Name), usize> = HashMap::new();
+    for mut unit in units {
+        let place = unit.name.clone().map(|name| (unit.realm.id, name));
+        if unit.part.take().is_some()
+            && let Some(place) = place
+        {
+            if let Some(at) = places.get(&place) {
+                merged[*at].parts.append(&mut unit.parts);
+                continue;
+            }
+            places.insert(place, merged.len());
+        }
+        merged.push(unit);
+    }
+    for unit in &mut merged {
+        unit.parts.sort_by_key(|part| part.at.start);
+    }
+    merged.sort_by_key(Unit::first);
+    merged
 }

@@ -24,27 +24,37 @@ const MEASURED_FROM: u64 = 256 << 10;
 /// Turns at unpacking, shared by all streams.
 static TURNS: Semaphore = Semaphore::const_new(UNPACKING_MAX);
 
-/// Fetches a unit; what does not come is left to those who need it.
-pub(super) async fn fetch(cache: Cache, forecast: Arc<Forecast>, unit: Unit, end: End) {
-    if let Some(name) = &unit.name {
-        let Some(upstream) = unit.realm.upstream.clone() else { return };
-        let began = cache.clock().elapsed();
-        let fetched = match unit.part.clone() {
-            Some(part) => upstream.backend.get_part(name, part).await,
-            None => upstream.backend.get(name).await,
-        };
-        let start = unit.part.as_ref().map_or(0, |part| part.start);
-        let headed = cache.clock().elapsed();
-        let got = receive(&cache, &forecast, unit, start, fetched, &end).await;
-        let took = cache.clock().elapsed().saturating_sub(headed);
-        if got >= MEASURED_FROM && took > Duration::ZERO {
-            cache.learn_transfer(&upstream, got, took);
-        }
-        tracing::trace!(got, ms = (headed - began).as_millis(), "a unit came");
-    } else {
+/// Fetches a unit; what does not come is left to those who need it. A unit comes back that is a part
+/// of an object whose upstream would send all of it.
+pub(super) async fn fetch(
+    cache: Cache,
+    forecast: Arc<Forecast>,
+    unit: Unit,
+    end: End,
+) -> Option<Unit> {
+    let Some(name) = &unit.name else {
         let expected = unit.parts.into_iter().flat_map(|part| part.expected);
         join_all(expected.map(|expected| cache.ask_ahead(&unit.realm, &forecast, expected))).await;
+        return None;
+    };
+    let upstream = unit.realm.upstream.clone()?;
+    let began = cache.clock().elapsed();
+    let start = unit.part.as_ref().map_or(0, |part| part.start);
+    let fetched = match unit.part.clone() {
+        Some(part) => match upstream.backend.get_part(name, part).await {
+            Ok(Some(found)) if found.is_whole && start > 0 => return Some(unit),
+            found => found.map(|found| found.map(|found| found.fetched)),
+        },
+        None => upstream.backend.get(name).await,
+    };
+    let headed = cache.clock().elapsed();
+    let got = receive(&cache, &forecast, unit, start, fetched, &end).await;
+    let took = cache.clock().elapsed().saturating_sub(headed);
+    if got >= MEASURED_FROM && took > Duration::ZERO {
+        cache.learn_transfer(&upstream, got, took);
     }
+    tracing::trace!(got, ms = (headed - began).as_millis(), "a unit came");
+    None
 }
 
 /// Cuts frames out of what arrives; how many bytes that were.

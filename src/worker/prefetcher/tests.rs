@@ -10,7 +10,7 @@ use crate::cache::forecast::Forecast;
 use crate::cache::realm::Wanted;
 use crate::manifest::Place;
 use crate::worker::Flushed;
-use crate::worker::prefetcher::STREAMS;
+use crate::worker::prefetcher::{STREAMS_MAX, has_width};
 use crate::worker::uploader::bench::until;
 
 mod damage;
@@ -64,6 +64,39 @@ async fn what_a_session_used_is_there_before_another_machine_asks() {
     b.close().await;
 }
 
+#[test]
+fn the_first_requests_are_many_and_later_ones_as_many_as_the_link_carries() {
+    let mib = 1 << 20;
+    assert!(has_width(15, 100 * mib, 0.0), "nothing is known yet");
+    assert!(!has_width(16, 0, 0.0));
+    // 10 Mbit/s bring half a megabyte in the time.
+    assert!(!has_width(4, mib, 1250.0));
+    assert!(has_width(3, mib, 1250.0), "one that waits for its answer leaves the link to others");
+    // 1 Gbit/s.
+    assert!(has_width(15, 30 * mib, 125_000.0));
+}
+
+/// Each part of a pack was cut out of the whole, which came again for the next part.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_without_ranges_sends_each_pack_once() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = many();
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+
+    backend.forget_ranges();
+    let before = content_gets(&backend);
+    let b = Machine::new(&backend);
+    let session = b.begin("c1");
+    let forecast = b.settled(&session).await;
+    assert_eq!(forecast.fetched.load(Ordering::Relaxed), built.len() as u64);
+    let gets = content_gets(&backend) - before;
+    assert!(gets <= STREAMS_MAX as u64 + 6, "{gets} requests for 5 packs");
+    assert_eq!(b.hits(Some(&session), &built).await, built.len());
+    b.close().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_disk_smaller_than_the_manifest_ends_the_prefetch_and_nothing_else() {
     let backend = Arc::new(MemoryBackend::new());
@@ -81,7 +114,7 @@ async fn a_disk_smaller_than_the_manifest_ends_the_prefetch_and_nothing_else() {
     let fetched = forecast.fetched.load(Ordering::Relaxed);
     let gets = content_gets(&backend) - before;
     assert!((30..64).contains(&fetched), "{fetched} fetched into 8 MiB");
-    assert!(gets <= 12, "{gets} requests for 8 MiB");
+    assert!(gets <= 20, "{gets} requests for 8 MiB");
     assert!(b.cache.store().used_bytes() <= 9 << 20);
     assert_eq!(b.hits(Some(&session), &own).await, own.len(), "what is in use is not evicted");
     let hits = b.hits(Some(&session), &built).await;
@@ -107,7 +140,7 @@ async fn a_prefetch_ends_with_the_last_helper() {
     session.helper_came();
     until(|| content_gets(&backend) > before).await;
     b.end(&session);
-    until(|| content_gets(&backend) - before > STREAMS as u64).await;
+    until(|| content_gets(&backend) - before > STREAMS_MAX as u64).await;
     b.end(&session);
     // Nobody has followed.
     b.bench.clock.advance(Duration::from_secs(11));

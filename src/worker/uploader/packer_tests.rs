@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use crate::backend::memory::MemoryBackend;
-use crate::backend::{Backend, BackendError, Fetched, Name, Space, Upload};
+use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Space, Upload};
 use crate::entry::Digest;
 use crate::entry::action::{Frame, GoEntry, upstream_key};
 use crate::worker::uploader::bench::{Bench, name, noise, upstream};
@@ -48,7 +48,7 @@ impl Backend for Narrow {
         &'a self,
         name: &'a Name,
         part: std::ops::Range<u64>,
-    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
         self.inner.get_part(name, part)
     }
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {

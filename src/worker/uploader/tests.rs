@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::bench::{Bench, name, noise, until, upstream};
 use crate::backend::memory::{Call, Fault, MemoryBackend};
-use crate::backend::{Backend, BackendError, Fetched, Name, Space, Upload};
+use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Space, Upload};
 use crate::cache::Cache;
 use crate::entry::action::{Frame, GoEntry, upstream_key};
 use crate::entry::{Digest, Key};
@@ -288,7 +288,7 @@ impl Backend for Panicking {
         &'a self,
         name: &'a Name,
         part: std::ops::Range<u64>,
-    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
         self.inner.get_part(name, part)
     }
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
