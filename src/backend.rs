@@ -68,6 +68,10 @@ pub struct FetchedPart {
 }
 
 impl FetchedPart {
+    pub const fn whole(fetched: Fetched) -> Self {
+        Self { is_whole: true, fetched }
+    }
+
     /// The part alone; None if the body is shorter. What precedes it is received and skipped.
     pub fn cut(self, part: Range<u64>) -> Option<Fetched> {
         if self.is_whole { part::cut(self.fetched, part) } else { Some(self.fetched) }

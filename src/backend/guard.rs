@@ -207,10 +207,7 @@ impl Guard {
         let get = || async {
             match part.clone() {
                 Some(part) => self.inner.get_part(name, part).await,
-                None => {
-                    let whole = |fetched| FetchedPart { is_whole: true, fetched };
-                    self.inner.get(name).await.map(|found| found.map(whole))
-                }
+                None => Ok(self.inner.get(name).await?.map(FetchedPart::whole)),
             }
         };
         let first = get().await;

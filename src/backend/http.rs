@@ -124,18 +124,18 @@ impl HttpBackend {
         name: &Name,
         part: Range<u64>,
     ) -> Result<Option<FetchedPart>, BackendError> {
-        let found = |is_whole| move |fetched| Some(FetchedPart { is_whole, fetched });
+        let part_of = |fetched| Some(FetchedPart { is_whole: false, fetched });
         if part.is_empty() {
             let fetched = Fetched { len: Some(0), chunks: Box::pin(stream::empty()) };
-            return Ok(found(false)(fetched));
+            return Ok(part_of(fetched));
         }
         let wanted = format!("bytes={}-{}", part.start, part.end - 1);
         let request = self.client.get(url_of(&self.base, name)?).header(RANGE, wanted);
         let response = self.send(request).await?;
         match response.status() {
-            StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(found(false)),
+            StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(part_of),
             // It knows no ranges.
-            StatusCode::OK => fetched(response).map(found(true)),
+            StatusCode::OK => fetched(response).map(FetchedPart::whole).map(Some),
             // What is there ends before the part begins.
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 drain(response).await;

@@ -209,7 +209,7 @@ impl Backend for MemoryBackend {
         async move {
             let fetched = self.fetch(name).await?;
             Ok(if self.is_without_ranges.load(Ordering::Relaxed) {
-                fetched.map(|fetched| FetchedPart { is_whole: true, fetched })
+                fetched.map(FetchedPart::whole)
             } else {
                 let part = fetched.and_then(|whole| part::cut(whole, range));
                 part.map(|fetched| FetchedPart { is_whole: false, fetched })

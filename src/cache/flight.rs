@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::entry::body::Source;
+use crate::entry::body::{Source, Streaming};
 use crate::entry::{BodyError, Chunks, Key, Meta, RealmId, Why};
 
-/// What followers read at a time: small, because there may be a thousand of them.
-const PIECE: u64 = 32 << 10;
+/// What followers read at a time, at most: it was written a moment ago, and comes a piece at a time.
+const PIECE_MAX: u64 = 32 << 10;
 
 /// How a fetch ended.
 #[derive(Clone, Debug)]
@@ -183,17 +183,19 @@ impl Source for FlightSource {
     fn stream(&self, range: Range<u64>) -> Chunks {
         // A part that ends before the body does has no piece that is held back: it waits for the end.
         let to_the_end = self.progress.borrow().len.is_none_or(|len| range.end >= len);
-        let state = (self.clone(), range);
-        Box::pin(futures_util::stream::try_unfold(state, move |(mut source, range)| async move {
+        let state = (self.clone(), range, Streaming::begin());
+        let next = move |(mut source, range, streaming): (Self, Range<u64>, _)| async move {
             if range.start >= range.end {
                 return Ok(None);
             }
             let readable = source.readable_past(range.start, to_the_end).await?;
             let Some(until) = readable else { return Ok(None) };
-            let to = until.min(range.end).min(range.start + PIECE);
+            let most = range.start + Streaming::piece_len(PIECE_MAX);
+            let to = until.min(range.end).min(most);
             let piece = read(&source.file, range.start, to)?;
-            Ok(Some((piece, (source, to..range.end))))
-        }))
+            Ok(Some((piece, (source, to..range.end, streaming))))
+        };
+        Box::pin(futures_util::stream::try_unfold(state, next))
     }
 }
 

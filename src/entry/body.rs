@@ -5,6 +5,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -31,6 +32,35 @@ pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>;
 pub trait Source: Send + Sync {
     /// Streams `range` of the body; the end is ignored where the length is not known yet.
     fn stream(&self, range: Range<u64>) -> Chunks;
+}
+
+/// What the pieces of all bodies that are being streamed take together, one each; below `PIECE_MIN`
+/// they do not shrink.
+const PIECES_BYTES: u64 = 8 << 20;
+const PIECE_MIN: u64 = 4 << 10;
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
+/// A body that is being streamed in pieces, counted for as long as it is.
+#[derive(Debug)]
+pub struct Streaming(());
+
+impl Streaming {
+    pub fn begin() -> Self {
+        STREAMS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+
+    /// At most `most` while few are read, less where a thousand are: together they hold no more.
+    pub fn piece_len(most: u64) -> u64 {
+        let streams = STREAMS.load(Ordering::Relaxed).max(1);
+        (PIECES_BYTES / streams).max(PIECE_MIN).min(most)
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        STREAMS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The bytes of an entry on their way out.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -113,7 +114,7 @@ impl Frontend {
             match tls {
                 None => frontend.speak(stream, visit).await,
                 Some(tls) => match tokio::time::timeout(PREFACE_WITHIN, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => frontend.speak(stream, visit).await,
+                    Ok(Ok(stream)) => frontend.speak(stream, visit).boxed().await,
                     Ok(Err(error)) => tracing::debug!(%error, "tls: handshake failed"),
                     Err(_) => tracing::debug!("tls: no handshake in time"),
                 },
@@ -190,10 +191,11 @@ impl Frontend {
             () = visit.shutdown.wait() => return,
         };
         let Ok(Ok(opened)) = opened else { return };
+        // Boxed, so that no connection takes as much room as the most demanding protocol.
         match opened.speaks {
-            Speaks::Larder => go::serve(self.clone(), opened.stream, visit).await,
-            Speaks::Http2 => self.http2(opened.stream, visit).await,
-            Speaks::Http1 => self.http1(opened.stream, visit).await,
+            Speaks::Larder => go::serve(self.clone(), opened.stream, visit).boxed().await,
+            Speaks::Http2 => self.http2(opened.stream, visit).boxed().await,
+            Speaks::Http1 => self.http1(opened.stream, visit).boxed().await,
         }
     }
 

@@ -13,19 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::entry::body::Source;
+use crate::entry::body::{Source, Streaming};
 use crate::entry::{BodyError, Chunks, Digest, Hasher};
 use crate::store::layout::{Layout, stamp};
 use crate::store::record::Stamp;
 use crate::tasks::Tasks;
 
 /// Pieces in which a file is streamed: large enough that a piece costs more than asking for it.
-const PIECE: u64 = 512 << 10;
-/// What the pieces of all streams take together, one each; below `PIECE_MIN` they do not shrink.
-const PIECES_BYTES: u64 = 16 << 20;
-const PIECE_MIN: u64 = 16 << 10;
-/// Files that are being streamed now.
-static STREAMS: AtomicU64 = AtomicU64::new(0);
+const PIECE_MAX: u64 = 512 << 10;
 
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
 
@@ -180,7 +175,7 @@ impl Source for FileSource {
             if range.start >= range.end {
                 return Ok(None);
             }
-            let len = (range.end - range.start).min(piece_len());
+            let len = (range.end - range.start).min(Streaming::piece_len(PIECE_MAX));
             let source = file.clone();
             let at = range.start;
             let piece = tasks
@@ -191,28 +186,6 @@ impl Source for FileSource {
         };
         Box::pin(futures_util::stream::try_unfold(state, next))
     }
-}
-
-/// A file that is being streamed, counted for as long as it is.
-struct Streaming;
-
-impl Streaming {
-    fn begin() -> Self {
-        STREAMS.fetch_add(1, Ordering::Relaxed);
-        Self
-    }
-}
-
-impl Drop for Streaming {
-    fn drop(&mut self) {
-        STREAMS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Large while few read, small where a thousand do: together they hold no more either way.
-fn piece_len() -> u64 {
-    let streams = STREAMS.load(Ordering::Relaxed).max(1);
-    (PIECES_BYTES / streams).clamp(PIECE_MIN, PIECE)
 }
 
 fn read_piece(file: &File, at: u64, len: u64) -> Result<Bytes, BodyError> {
