@@ -168,6 +168,26 @@ impl Manifest {
         self
     }
 
+    /// Whether it tells what `other` does not: an action, or another place for one.
+    pub fn has_news_for(&self, other: &Self) -> bool {
+        let known: HashMap<Digest, _> =
+            other.rows.iter().map(|row| (row.action, other.standing(row))).collect();
+        self.rows.iter().any(|row| {
+            let is_news = known.get(&row.action).is_none_or(|there| *there != self.standing(row));
+            is_news && (row.place != Place::Ask || !known.contains_key(&row.action))
+        })
+    }
+
+    /// Where a row's frame is, whatever number its pack has here.
+    fn standing(&self, row: &Row) -> (Place, Option<PackRef>) {
+        match row.place {
+            Place::Pack { pack, .. } => {
+                (row.place.renumbered(|_| Some(0)), self.packs.get(pack as usize).copied())
+            }
+            place => (place, None),
+        }
+    }
+
     /// How many bytes of each pack its rows use, in the order of `packs`: a pack that is mostly
     /// dead is better read in ranges. A frame that several rows share counts once.
     pub fn bytes_by_pack(&self) -> Vec<u64> {

@@ -142,14 +142,14 @@ async fn write_one(
         branch: aim.branch.to_string(),
         rows: Vec::new(),
     });
-    let had = there.as_ref().map(|there| there.rows.len());
+    let is_told = there.as_ref().is_some_and(|there| !manifest.has_news_for(there));
     let mut merged = match there {
         Some(there) => manifest.merge(there),
         None => manifest,
     };
     merged.complete |= is_complete(&merged, &trail);
     let is_known = trail.rows.iter().any(|row| row.commit == *aim.commit);
-    if had == Some(merged.rows.len()) && is_known {
+    if is_told && is_known {
         return Ok(());
     }
     let row = row_of(&merged);

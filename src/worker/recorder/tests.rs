@@ -138,3 +138,40 @@ async fn what_could_not_be_written_is_written_later() {
     assert_eq!(actions_of(&backend, "c1").len(), 5);
     machine.close().await;
 }
+
+/// A manifest of as many rows as before was not written again, and so went on naming packs that
+/// upstream had lost, though a build had sent their frames anew.
+#[tokio::test(start_paused = true)]
+async fn a_manifest_whose_packs_are_gone_is_written_again() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 40);
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+    let packs = |backend: &MemoryBackend| -> Vec<_> {
+        manifest_of(backend, "c1").packs.iter().map(|pack| pack.digest).collect()
+    };
+    let lost = packs(&backend);
+    for name in backend.names() {
+        if name.space == crate::backend::Space::Cas {
+            backend.remove(&name);
+        }
+    }
+    let b = Machine::new(&backend);
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    // In another order, or it would be the same pack.
+    let again: Vec<_> = built.iter().rev().cloned().collect();
+    b.build(&b.realm(), &session, &again);
+    b.end(&session);
+    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
+    b.close().await;
+    let now = packs(&backend);
+    assert!(!now.is_empty() && now.iter().all(|pack| !lost.contains(pack)), "{lost:?} {now:?}");
+    let c = Machine::new(&backend);
+    let session = c.begin("c1");
+    let forecast = c.settled(&session).await;
+    let fetched = forecast.fetched.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(fetched, built.len() as u64);
+    c.close().await;
+}
