@@ -41,15 +41,21 @@ impl Floor {
         self.window.saturating_sub(self.waited)
     }
 
-    /// Counts `waited`, and the `bytes` that came at its end.
-    pub(super) fn advance(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
+    /// Counts `waited`, and the `bytes` that came at its end. So many bodies share the link with it,
+    /// itself among them: a slow link that carries many is not a stalled one.
+    pub(super) fn advance(
+        &mut self,
+        waited: Duration,
+        bytes: u64,
+        sharing: u64,
+    ) -> Result<(), TooSlow> {
         self.waited += waited;
         self.got += bytes;
         if self.waited < self.window {
             return Ok(());
         }
         // TCP starts slowly and upstream may still be reading its disk: the first window is free.
-        let is_slow = !self.is_first && self.got < self.least;
+        let is_slow = !self.is_first && self.got < self.least / sharing.max(1);
         self.waited = Duration::ZERO;
         self.got = 0;
         self.is_first = false;
@@ -130,19 +136,24 @@ mod tests {
         const KIB: u64 = 1 << 10;
         // Pairs of seconds waited and bytes that came then; 64 KiB/s over windows of 2 s.
         type Steps = &'static [(u32, u64)];
-        let cases: [(&str, Steps, bool); 7] = [
-            ("nothing in the first window", &[(1, 0), (1, 0)], true),
-            ("nothing in the second", &[(2, 0), (1, 0), (1, 0)], false),
-            ("one byte a second", &[(1, 1), (1, 1), (1, 1), (1, 1)], false),
-            ("just the floor", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB)], true),
-            ("a byte below it", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB - 1)], false),
-            ("all at the end of the window", &[(2, 0), (2, 128 * KIB)], true),
-            ("no waiting, few bytes", &[(2, 0), (0, 1), (0, 1), (0, 1)], true),
+        let cases: [(&str, Steps, u64, bool); 10] = [
+            ("nothing in the first window", &[(1, 0), (1, 0)], 1, true),
+            ("nothing in the second", &[(2, 0), (1, 0), (1, 0)], 1, false),
+            ("one byte a second", &[(1, 1), (1, 1), (1, 1), (1, 1)], 1, false),
+            ("just the floor", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB)], 1, true),
+            ("a byte below it", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB - 1)], 1, false),
+            ("all at the end of the window", &[(2, 0), (2, 128 * KIB)], 1, true),
+            ("no waiting, few bytes", &[(2, 0), (0, 1), (0, 1), (0, 1)], 1, true),
+            ("a sixteenth of it among sixteen", &[(2, 0), (2, 8 * KIB)], 16, true),
+            ("less among sixteen", &[(2, 0), (2, 8 * KIB - 1)], 16, false),
+            ("one byte a second among many", &[(2, 0), (1, 1), (1, 1)], 64, false),
         ];
-        for (what, steps, passes) in cases {
+        for (what, steps, sharing, passes) in cases {
             let mut floor = Floor::new(64 * KIB, 2 * S);
-            let result: Result<Vec<()>, TooSlow> =
-                steps.iter().map(|(waited, bytes)| floor.advance(S * *waited, *bytes)).collect();
+            let result: Result<Vec<()>, TooSlow> = steps
+                .iter()
+                .map(|(waited, bytes)| floor.advance(S * *waited, *bytes, sharing))
+                .collect();
             assert_eq!(result.is_ok(), passes, "{what}");
         }
     }

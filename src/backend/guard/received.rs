@@ -27,7 +27,7 @@ pub(super) struct Received {
     inner: Fetched,
     leave: Leave,
     /// Held until the body ends: what is limited is transfers, not questions.
-    _seat: OwnedSemaphorePermit,
+    seat: OwnedSemaphorePermit,
     floor: Floor,
     /// When a small body must be here.
     end: Option<Instant>,
@@ -55,7 +55,7 @@ impl Received {
             got: 0,
             waiting: None,
             is_done: false,
-            _seat: seat,
+            seat,
             inner,
             leave,
         };
@@ -71,7 +71,7 @@ impl Received {
         let size = piece.len() as u64;
         self.got += size;
         self.leave.upstream().bytes_in.add(size);
-        let pace = self.floor.advance(waited, size);
+        let pace = self.floor.advance(waited, size, self.sharing());
         if self.inner.len.is_some_and(|len| self.got >= len) {
             // Whoever counts bytes does not come back for the end.
             self.on_end();
@@ -82,6 +82,12 @@ impl Received {
             self.leave.prove();
         }
         Ok(piece)
+    }
+
+    /// How many gets are under way.
+    fn sharing(&self) -> u64 {
+        let taken = self.leave.config().gets_max.max(1);
+        taken.saturating_sub(self.seat.semaphore().available_permits()) as u64
     }
 
     fn on_end(&mut self) {
@@ -119,7 +125,7 @@ impl Received {
             let waited = now.saturating_duration_since(*since);
             self.waiting = None;
             let is_late = self.end.is_some_and(|end| now >= end);
-            if self.floor.advance(waited, 0).is_err() || is_late {
+            if self.floor.advance(waited, 0, self.sharing()).is_err() || is_late {
                 return Poll::Ready(self.on_stall());
             }
         }
