@@ -14,9 +14,10 @@
 //!             entry   wire   tasks   telemetry   units
 //! ```
 //!
-//! **A GET**: `frontend::listener` (connection) → `frontend::http` (route, admit) → `Cache::get`:
-//! memory, `Store::find` and `load`, absences, else one flight: `cache::fetch` → `backend::guard` →
-//! `backend::http` → staged, verified, kept → `frontend::respond`.
+//! **A GET**: `frontend::listener` (connection, on one of the `tasks::Lanes`) → `frontend::http`
+//! (route, admit) → `Cache::get`: memory, `Store::find` and `load`, absences, else one flight:
+//! `cache::fetch` → `backend::guard` → `backend::http` → staged, verified, kept →
+//! `frontend::respond`.
 //! **A PUT**: … → `Cache::put`: stage, hash, verify, `Store::put` (append, overlay, owe), memory →
 //! acknowledged; later `worker::uploader` → backend → settle.
 //! **Go's get**: `gocacheprog` reads index and file itself; on a miss a frame over the socket →
