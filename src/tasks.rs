@@ -161,8 +161,8 @@ impl Drop for Alive {
 pub struct Lanes {
     lanes: Vec<Tasks>,
     next: AtomicUsize,
-    /// The lanes' threads end when this goes. They are not joined: one that a dead disk holds up
-    /// must not hold up the end.
+    /// The lanes' threads end when this goes, or with the process. They are not joined: one that a
+    /// dead disk holds up must not hold up the end.
     _open: watch::Sender<()>,
 }
 

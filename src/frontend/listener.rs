@@ -1,7 +1,7 @@
 //! Sockets: binding them, accepting, looking at a connection's first bytes, closing in good order.
 //!
-//! One task a connection, on one of the lanes. A connection that opens with larder's preface is a helper's; everything
-//! else is HTTP.
+//! One task a connection, on one of the lanes. A connection that opens with larder's preface is a
+//! helper's; everything else is HTTP.
 
 use std::io;
 use std::net::SocketAddr;

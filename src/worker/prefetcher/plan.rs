@@ -50,7 +50,7 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn first(&self) -> usize {
+    fn first(&self) -> usize {
         self.parts.iter().map(|part| part.first).min().unwrap_or(usize::MAX)
     }
 
