@@ -127,6 +127,7 @@ impl Cache {
         clock: Clock,
     ) -> Self {
         let limit = config.memory.map_or_else(default_memory, ByteSize::bytes);
+        let of_classes = config.classes.iter().filter_map(|rule| rule.upstream.clone()).collect();
         Self {
             inner: Arc::new(Inner {
                 memory: Memory::new(limit),
@@ -136,7 +137,7 @@ impl Cache {
                 frames: Frames::default(),
                 forecasts: Forecasts::new(clock.clone(), metrics.clone()),
                 statistics: Estimates::new(&upstreams, &store),
-                realms: Realms::new(upstreams, store.clone()),
+                realms: Realms::new(upstreams, of_classes, store.clone()),
                 sessions: Sessions::new(clock.clone()),
                 owed: Notify::new(),
                 config,

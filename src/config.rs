@@ -115,7 +115,7 @@ pub struct ClientConfig {
     pub daemon: Option<Daemon>,
     pub namespace: String,
     pub trust: Option<String>,
-    /// URL of the first upstream, if one is named anywhere.
+    /// URL of the upstream of Go's entries, if one is named anywhere.
     pub upstream: Option<String>,
     pub read_only: bool,
     /// Empty: repository and job.
@@ -243,7 +243,7 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
         daemon,
         namespace: cache.namespace.clone(),
         trust: cache.trust.clone(),
-        upstream: upstreams.configs.first().map(|upstream| upstream.url.clone()),
+        upstream: upstreams.of_frontend("go", &cache.frontends).map(|up| up.url.clone()),
         read_only: cache.read_only,
         scope: cache.scope.clone(),
         store: dir.clone(),

@@ -3,16 +3,18 @@
 //! Each is a flight from the moment that it is planned, so that whoever asks joins it. A worker
 //! plans and fetches; here are the steps that touch the tiers.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::backend::Name;
-use crate::cache::Cache;
 use crate::cache::flight::{End, Joined, Leader};
 use crate::cache::forecast::Forecast;
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::unpack::Unpacking;
+use crate::cache::{Cache, policy};
 use crate::entry::{Digest, Key, Meta, RealmId, Why};
-use crate::manifest::Row;
+use crate::manifest::{self, Row};
 use crate::store::file::Finished;
 use crate::store::record::Place;
 
@@ -39,6 +41,14 @@ impl Cache {
         self.inner.store.find_go(&Key::go(realm, *action)).is_some()
     }
 
+    /// The realm whose upstream has this row, where that is another than the manifest's.
+    pub fn elsewhere_of<'a>(&self, realm: &'a Realm, row: &Row) -> Option<&'a Arc<Realm>> {
+        // An empty output needs nobody's bytes, and a frame's place is one in the manifest's realm.
+        let is_asked = row.place == manifest::Place::Ask;
+        let name = policy::upstream_of(row.class, &self.inner.config.classes);
+        realm.elsewhere_at(name.filter(|_| is_asked))
+    }
+
     /// Whether an output is in place under its digest, whoever it was for. Blocks.
     pub fn has_output(&self, output: &Digest) -> bool {
         let key = Key::content(*output);
@@ -62,7 +72,7 @@ impl Cache {
         let action = expected.row.action;
         let key = Key::go(realm.id, action);
         let name = realm.name_of(&key);
-        let question = crate::cache::policy::statistics::Kind::Listed;
+        let question = policy::statistics::Kind::Listed;
         self.clone().fly(expected.leader, upstream, realm.id, name, key.clone(), question).await;
         if self.inner.store.find_go(&key).is_some() {
             forecast.arrived(&action, true);

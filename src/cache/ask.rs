@@ -58,7 +58,7 @@ impl Cache {
     /// A helper's session, with the forecast that it shares with all who build the same.
     pub fn open_session(&self, realm: &Arc<Realm>, opening: &Opening<'_>) -> Arc<Session> {
         let session = self.inner.sessions.open(opening, || {
-            let has_upstream = realm.chain().any(|realm| realm.upstream.is_some());
+            let has_upstream = realm.go_chain().any(|realm| realm.upstream.is_some());
             let is_aimed = !opening.scope.is_empty() && !opening.commit.is_empty();
             (has_upstream && is_aimed).then(|| {
                 self.inner.forecasts.open(Aim {
@@ -78,7 +78,7 @@ impl Cache {
 
     /// What this machine has of a Go action, in the realm or in the one that it trusts.
     pub(super) async fn local_go(&self, realm: &Realm, action: &Digest) -> Option<Blob> {
-        for realm in realm.chain() {
+        for realm in realm.go_chain() {
             let key = Key::go(realm.id, *action);
             if let Some(row) = self.inner.store.find(&key)
                 && let Some(blob) = self.go_blob(&key, &row).await
@@ -100,7 +100,7 @@ impl Cache {
             let key = Key::go(realm.id, *action);
             realm.upstream.is_none() || self.inner.absent.contains(realm.id, &key)
         };
-        if realm.chain().all(|realm| is_absent(&realm)) {
+        if realm.go_chain().all(|realm| is_absent(&realm)) {
             return Lookup::Miss(Why::Absent);
         }
         let Some(session) = session else { return self.ask_chain(realm, action, FETCH_WAIT).await };
@@ -158,7 +158,7 @@ impl Cache {
         match decision {
             Decision::Build => Lookup::Miss(Why::Policy),
             Decision::Probe => {
-                for realm in realm.chain() {
+                for realm in realm.go_chain() {
                     // Nobody waits for it; what it brings is kept and learned from.
                     let _ = self.join_go(realm, &Key::go(realm.id, *action), (&known).into());
                 }
@@ -175,11 +175,14 @@ impl Cache {
     fn known(&self, realm: &Realm, session: &Session, action: &Digest, bytes_per_ms: f64) -> Known {
         let word =
             session.forecast.as_ref().map_or(Known::NoManifest, |f| f.word(action, bytes_per_ms));
-        let is_there =
-            |realm: &Realm| self.inner.confirmed.holds(realm.id, &Key::go(realm.id, *action));
+        let own = Key::go(realm.id, *action);
+        let is_there = |at: &Realm| {
+            let confirmed = &self.inner.confirmed;
+            confirmed.holds(at.id, &own) || confirmed.holds(at.id, &Key::go(at.id, *action))
+        };
         match word {
             // go has moved the output away, or it was evicted: upstream has what we have sent it.
-            Known::Unlisted | Known::NoManifest if realm.chain().any(is_there) => {
+            Known::Unlisted | Known::NoManifest if realm.go_chain().any(is_there) => {
                 Known::Listed { cost_ms: 0, frame_bytes: SENT_BYTES }
             }
             word => word,
@@ -190,7 +193,7 @@ impl Cache {
         self.ask_chain_as(realm, action, most, Question::NoManifest).await
     }
 
-    /// The realm and the one that it trusts, one after the other, within one deadline.
+    /// The realms of the chain, one after the other, within one deadline.
     async fn ask_chain_as(
         &self,
         realm: &Realm,
@@ -200,7 +203,7 @@ impl Cache {
     ) -> Lookup {
         let asking = async {
             let mut why = Why::Absent;
-            for realm in realm.chain() {
+            for realm in realm.go_chain() {
                 let key = Key::go(realm.id, *action);
                 match self.upstream_go(realm, &key, question).await {
                     Ok((blob, found)) => return Lookup::Hit(blob, found),

@@ -79,12 +79,14 @@ impl Cache {
         if meta.writer.is_empty() {
             meta.writer = self.writer();
         }
+        let own = policy::upstream_of(meta.class, &self.inner.config.classes);
+        let to = realm.elsewhere_at(own).map_or(realm, |elsewhere| elsewhere);
         let owed = may_upload
             && share == Share::Upstream
             && !self.inner.config.read_only
-            && realm.writes_to().is_some()
-            && !self.inner.confirmed.contains(realm.id, &key, &meta.digest);
-        self.inner.store.record_go(&key, &meta, owed.then_some(realm.id))?;
+            && to.writes_to().is_some()
+            && !self.inner.confirmed.contains(to.id, &key, &meta.digest);
+        self.inner.store.record_go(&key, &meta, owed.then_some(to.id))?;
         self.inner.absent.remove(realm.id, &key);
         if owed {
             self.inner.owed.notify_one();

@@ -30,15 +30,23 @@ pub const fn body_limit(kind: Kind) -> u64 {
 
 /// What may be done with an entry of this class: the configured rule, else what its nature says.
 pub fn share(class: Class, rules: &[ClassRule]) -> Share {
-    let rule = rules.iter().find(|rule| {
-        rule.class == class.name()
-            || rule.class == "test" && matches!(class, Class::TestLog | Class::TestResult)
-    });
-    match rule {
+    match rule(class, rules) {
         Some(rule) => rule.share,
         None if class.is_machine_bound() => Share::Local,
         None => Share::Upstream,
     }
+}
+
+/// The upstream that entries of this class have of their own, by its name.
+pub fn upstream_of(class: Class, rules: &[ClassRule]) -> Option<&str> {
+    rule(class, rules)?.upstream.as_deref()
+}
+
+fn rule(class: Class, rules: &[ClassRule]) -> Option<&ClassRule> {
+    rules.iter().find(|rule| {
+        rule.class == class.name()
+            || rule.class == "test" && matches!(class, Class::TestLog | Class::TestResult)
+    })
 }
 
 /// Whether Go's helpers would believe this value of an action: what it names, or what it foretells.

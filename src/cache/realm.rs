@@ -33,6 +33,8 @@ pub struct Realm {
     pub namespace: Arc<str>,
     pub upstream: Option<Upstream>,
     pub trusted: Option<Arc<Self>>,
+    /// The same namespace at the upstreams that some classes of Go entries have of their own.
+    pub elsewhere: Vec<Arc<Self>>,
 }
 
 impl std::fmt::Debug for Realm {
@@ -46,6 +48,24 @@ impl Realm {
     /// The realms to read, nearest first.
     pub fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(self.trusted.as_deref())
+    }
+
+    /// The realms to read for Go, whose lookups do not tell an entry's class: nearest first.
+    pub fn go_chain(&self) -> impl Iterator<Item = &Self> {
+        self.chain().flat_map(Self::everywhere)
+    }
+
+    /// The realm and the same namespace elsewhere.
+    fn everywhere(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.elsewhere.iter().map(|realm| &**realm))
+    }
+
+    /// Where entries go that have an upstream of their own, by its name; None: to this realm's.
+    pub fn elsewhere_at(&self, upstream: Option<&str>) -> Option<&Arc<Self>> {
+        let name = upstream?;
+        self.elsewhere
+            .iter()
+            .find(|realm| realm.upstream.as_ref().is_some_and(|u| &*u.name == name))
     }
 
     /// The upstream that takes writes, if any.
@@ -99,6 +119,8 @@ pub enum RealmError {
 /// All realms of a daemon.
 pub struct Realms {
     upstreams: Vec<Upstream>,
+    /// Names of the upstreams that classes of Go entries have of their own.
+    of_classes: Vec<String>,
     known: RwLock<HashMap<RealmId, Arc<Realm>>>,
     /// The first few answers, so that a request that asks as most do needs no hashing.
     usual: RwLock<Vec<(Asked, Arc<Realm>)>>,
@@ -122,17 +144,15 @@ impl Asked {
 
 impl Realms {
     /// Knows the realms that the store remembers, as far as their upstreams are still configured.
-    pub fn new(upstreams: Vec<Upstream>, store: Store) -> Self {
-        let realms = Self { upstreams, known: RwLock::default(), usual: RwLock::default(), store };
+    pub fn new(upstreams: Vec<Upstream>, of_classes: Vec<String>, store: Store) -> Self {
+        let (known, usual) = (RwLock::default(), RwLock::default());
+        let realms = Self { upstreams, of_classes, known, usual, store };
         for (_, text) in realms.store.realms() {
             let Ok(seen) = serde_json::from_str::<Remembered>(&text) else { continue };
             let still_there = realms.upstreams.iter().any(|u| *u.url == *seen.upstream);
             if still_there {
-                realms.insert(realms.make(
-                    &seen.namespace,
-                    seen.trust.as_deref(),
-                    Some(&seen.upstream),
-                ));
+                let trust = seen.trust.as_deref();
+                realms.insert(realms.make(&seen.namespace, trust, Some(&seen.upstream)).into());
             }
         }
         realms
@@ -180,17 +200,27 @@ impl Realms {
         if self.known.read().unwrap_or_else(PoisonError::into_inner).len() >= REALMS_MAX {
             return Err(RealmError::TooMany);
         }
+        for elsewhere in &realm.elsewhere {
+            // What is owed to it must find it after a restart.
+            self.remember(elsewhere, None);
+            let url = elsewhere.upstream.as_ref().map(|u| &*u.url);
+            self.insert(self.make(&elsewhere.namespace, None, url).into());
+        }
+        self.remember(&realm, wanted.trust);
+        Ok(self.insert(realm.into()))
+    }
+
+    fn remember(&self, realm: &Realm, trust: Option<&str>) {
         let remembered = Remembered {
             upstream: realm.upstream.as_ref().map(|u| u.url.to_string()).unwrap_or_default(),
-            namespace: wanted.namespace.to_owned(),
-            trust: wanted.trust.map(str::to_owned),
+            namespace: realm.namespace.to_string(),
+            trust: trust.map(str::to_owned),
         };
         let text = serde_json::to_string(&remembered).expect("plain text serializes");
         if let Err(error) = self.store.register_realm(realm.id, &text) {
             // Uploads of this realm may be forgotten by a restart; nothing else depends on it.
             tracing::warn!(%error, "cannot remember a realm");
         }
-        Ok(self.insert(realm))
     }
 
     /// An upstream that is asked for but not configured makes a realm of its own, without one.
@@ -201,25 +231,52 @@ impl Realms {
         };
         let url = found.map(|u| &*u.url).or(upstream).unwrap_or("");
         let trust = trust.filter(|trust| *trust != namespace);
+        // Trusted realms are read; writing them is their own clients' business.
+        let read_only = |u: &Upstream| Upstream { writes: false, ..u.clone() };
+        let trusted = trust.map(|trust| {
+            let realm = Realm {
+                id: RealmId::of(url, trust, None),
+                namespace: trust.into(),
+                upstream: found.map(read_only),
+                trusted: None,
+                elsewhere: self.elsewhere(found, trust, read_only),
+            };
+            Arc::new(realm)
+        });
         Realm {
             id: RealmId::of(url, namespace, trust),
             namespace: namespace.into(),
             upstream: found.cloned(),
-            trusted: trust.map(|trust| {
-                Arc::new(Realm {
-                    id: RealmId::of(url, trust, None),
-                    namespace: trust.into(),
-                    // Trusted realms are read; writing them is their own clients' business.
-                    upstream: found.map(|u| Upstream { writes: false, ..u.clone() }),
-                    trusted: None,
-                })
-            }),
+            trusted,
+            elsewhere: self.elsewhere(found, namespace, Upstream::clone),
         }
     }
 
-    fn insert(&self, realm: Realm) -> Arc<Realm> {
+    /// A namespace at the upstreams of classes, where it has an upstream at all.
+    fn elsewhere(
+        &self,
+        own: Option<&Upstream>,
+        namespace: &str,
+        as_seen: impl Fn(&Upstream) -> Upstream,
+    ) -> Vec<Arc<Realm>> {
+        let Some(own) = own else { return Vec::new() };
+        let of_classes = |u: &&Upstream| self.of_classes.iter().any(|name| **name == *u.name);
+        let others = self.upstreams.iter().filter(of_classes).filter(|u| u.name != own.name);
+        let realm = |u: &Upstream| {
+            Arc::new(Realm {
+                id: RealmId::of(&u.url, namespace, None),
+                namespace: namespace.into(),
+                upstream: Some(as_seen(u)),
+                trusted: None,
+                elsewhere: Vec::new(),
+            })
+        };
+        others.map(realm).collect()
+    }
+
+    fn insert(&self, realm: Arc<Realm>) -> Arc<Realm> {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(realm.id).or_insert_with(|| Arc::new(realm)).clone()
+        known.entry(realm.id).or_insert(realm).clone()
     }
 
     /// Whether an upstream with this URL or name is configured.

@@ -235,6 +235,17 @@ impl Upstreams {
         None
     }
 
+    /// The upstream of a protocol: what its rule names, else the first.
+    pub(super) fn of_frontend(
+        &self,
+        protocol: &str,
+        rules: &[(String, String)],
+    ) -> Option<&backend::Config> {
+        let rule = rules.iter().find(|(name, _)| name == protocol);
+        rule.and_then(|(_, upstream)| self.configs.iter().find(|config| config.name == *upstream))
+            .or_else(|| self.configs.first())
+    }
+
     /// `[frontend.NAME]`.
     pub(super) fn frontends(&self, reading: &mut Reading<'_>) -> Vec<(String, String)> {
         let mut rules = Vec::new();

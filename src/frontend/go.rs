@@ -250,7 +250,7 @@ impl Conversation {
     fn used(&self, actions: &[[u8; 32]]) {
         let store = self.frontend.inner.cache.store();
         for action in actions {
-            for realm in self.guest.realm.chain() {
+            for realm in self.guest.realm.go_chain() {
                 let key = Key::go(realm.id, Digest(*action));
                 let Some(row) = store.find(&key) else { continue };
                 store.touch(&key, &row);

@@ -83,7 +83,7 @@ impl Frontend {
     }
 
     /// The upstream that the settings give this protocol; None: the first one.
-    fn upstream_of(&self, protocol: Protocol) -> Option<&str> {
+    pub(super) fn upstream_of(&self, protocol: Protocol) -> Option<&str> {
         let name = match protocol {
             Protocol::Kv => "kv",
             Protocol::Cas | Protocol::Ac => "bazel",

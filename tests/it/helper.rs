@@ -11,12 +11,14 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use larder::client::{self, Address, ConnectError};
+use larder::entry::action::upstream_key;
 use larder::entry::{Digest, Hasher};
 use larder::wire::go::{Frame, Hello, PREFACE, PROTOCOL, Refused};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::harness::{Home, TestDaemon, noise};
+use crate::support::cache_server::CacheServer;
 use crate::support::{PATIENCE, is_root, skipped, wait_for};
 
 const NOBODY: u32 = 65_534;
@@ -290,4 +292,62 @@ fn beside_a_daemon_of_another_protocol_a_helper_answers_misses() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("9.9.9-test") && said.contains("larder stop"), "{said}");
     assert!(!home.store().exists());
+}
+
+/// Entries of a class with an upstream of its own: there and nowhere else, and found by another
+/// machine, whose lookups do not tell a class. The rest goes where go's go.
+#[test]
+fn each_class_of_go_entries_uses_the_upstream_that_its_settings_name() {
+    let [first, second, third] = [(); 3].map(|()| CacheServer::start());
+    let text = format!(
+        "[[upstream]]\nname = \"first\"\nurl = \"{}\"\n\n[[upstream]]\nname = \"second\"\nurl = \"{}\"\n\n\
+         [[upstream]]\nname = \"third\"\nurl = \"{}\"\n\n\
+         [frontend.go]\nupstream = \"second\"\n\n[class.test_log]\nupstream = \"third\"\n",
+        first.url(),
+        second.url(),
+        third.url()
+    );
+    let machine = |scope: &'static str| {
+        let home = Home::new();
+        let config = home.path().join("larder.toml");
+        std::fs::write(&config, &text).unwrap();
+        let daemon = home.daemon(&["--config", config.to_str().unwrap()]);
+        let helper = Helper::start(&home, |command| {
+            command.env("LARDER_CONFIG", &config).env("LARDER_SCOPE", scope);
+            command.env("BUILDKITE", "true").env("BUILDKITE_COMMIT", "0a".repeat(20));
+        });
+        (home, daemon, helper)
+    };
+    let bodies = [(1, &b"whatever"[..]), (2, b"# test log\ngetenv HOME\n")];
+    let (_home, daemon, mut helper) = machine("app");
+    for (action, body) in bodies {
+        assert_eq!(helper.get(action), None);
+        helper.put(action, body);
+    }
+    helper.close();
+    daemon.flush();
+    let name = |action| format!("/ac/{}", upstream_key("", &Digest([action; 32])));
+    let holders =
+        |action| [&first, &second, &third].map(|central| central.object(&name(action)).is_some());
+    assert_eq!(holders(1), [false, true, false]);
+    assert_eq!(holders(2), [false, false, true]);
+    assert_eq!(first.keys(), [""; 0], "nothing is go's there");
+    // By the manifest of that build, and without one.
+    for scope in ["app", "another"] {
+        second.forget_requests();
+        third.forget_requests();
+        let (_home, daemon, mut helper) = machine(scope);
+        if scope == "app" {
+            wait_for("what the manifest lists", || {
+                (daemon.stats()["sessions"][0]["prefetched"] == 2).then_some(())
+            });
+            assert_eq!(second.requests("GET", &name(2)), 0, "it is not looked for where it is not");
+        }
+        for (action, body) in bodies {
+            let path = helper.get(action).unwrap_or_else(|| panic!("{scope}: {action} is lost"));
+            assert_eq!(std::fs::read(path).unwrap(), body);
+        }
+        helper.close();
+        assert_eq!(third.requests("GET", &name(2)), 1, "{scope}");
+    }
 }

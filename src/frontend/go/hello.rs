@@ -7,6 +7,7 @@ use crate::cache::realm::{Realm, Wanted};
 use crate::cache::session::{Opening, Session};
 use crate::frontend::Frontend;
 use crate::frontend::listener::Peer;
+use crate::telemetry::metrics::Protocol;
 use crate::wire::go::{self as wire, Hello, Refused, Welcome};
 
 /// A helper that was let in.
@@ -58,7 +59,8 @@ impl Frontend {
             .or(hello.trust.as_deref())
             .or(config.trust.as_deref());
         let realms = self.inner.cache.realms();
-        let wanted = Wanted { namespace, trust, upstream: hello.upstream.as_deref() };
+        let upstream = hello.upstream.as_deref().or_else(|| self.upstream_of(Protocol::Go));
+        let wanted = Wanted { namespace, trust, upstream };
         let realm = realms.resolve(wanted).map_err(|error| error.to_string())?;
         let warning = hello.upstream.as_ref().filter(|url| !realms.has_upstream(url)).map(|_| {
             "the daemon that runs was started with another upstream; this build gets a local cache of \
@@ -105,7 +107,7 @@ impl Frontend {
             store: store.dir().to_string_lossy().into_owned(),
             nonce: store.nonce().to_owned(),
             uid: rustix::process::geteuid().as_raw(),
-            realms: realm.chain().map(|realm| realm.id.to_string()).collect(),
+            realms: realm.go_chain().map(|realm| realm.id.to_string()).collect(),
             session: session.map(|session| session.id.to_string()).unwrap_or_default(),
             http: self.inner.http.clone(),
             warning,

@@ -93,16 +93,27 @@ fn one_realm(
     before: &mut u64,
 ) {
     let mut wanted = Wanted::default();
+    let mut elsewhere: HashMap<RealmId, (Arc<Realm>, Wanted)> = HashMap::new();
     let mut known = Vec::new();
     let has_empty = cache.place_empty();
     for (first, row) in manifest.rows.iter().enumerate() {
         let frame_bytes = frame_bytes(row);
         let listed = Listed::new(row.cost_ms, frame_bytes, *before);
-        if cache.has_go(realm.id, &row.action) {
+        let other = cache.elsewhere_of(realm, row);
+        let is_there = |realm: &Realm| cache.has_go(realm.id, &row.action);
+        if is_there(realm) || other.is_some_and(|other| is_there(other)) {
             plan.listed.push((row.action, listed.there()));
             continue;
         }
         plan.listed.push((row.action, listed));
+        if let Some(other) = other {
+            if let Some(expected) = cache.expect(other.id, *row) {
+                let (_, wanted) =
+                    elsewhere.entry(other.id).or_insert_with(|| (other.clone(), Wanted::default()));
+                wanted.add(manifest, expected, first, *before);
+            }
+            continue;
+        }
         let Some(expected) = cache.expect(realm.id, *row) else { continue };
         let is_here = row.place == Place::Empty && has_empty || cache.has_output(&row.output);
         if is_here {
@@ -115,6 +126,9 @@ fn one_realm(
     }
     plan.known.push((realm.id, known));
     wanted.into_units(realm, &mut plan.units);
+    for (realm, wanted) in elsewhere.into_values() {
+        wanted.into_units(&realm, &mut plan.units);
+    }
 }
 
 const fn frame_bytes(row: &Row) -> u64 {

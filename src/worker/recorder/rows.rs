@@ -28,7 +28,9 @@ pub(super) async fn gather(
     let actions = used.to_vec();
     let found = cache.tasks().blocking("gather rows", move || {
         let keep = |action: &Digest| {
-            let row = worker.store().find(&Key::go(aim.realm.id, *action))?;
+            let find = |realm: &Realm| worker.store().find(&Key::go(realm.id, *action));
+            let realms = std::iter::once(&aim.realm).chain(&aim.realm.elsewhere);
+            let row = realms.map(|realm| find(realm)).find_map(|row| row)?;
             let share = policy::share(row.class, &worker.config().classes);
             (share == Share::Upstream).then_some((*action, row))
         };
@@ -71,6 +73,9 @@ fn place(
     if row.size == 0 {
         return Place::Empty;
     }
+    if stands_elsewhere(cache, realm, row) {
+        return Place::Ask;
+    }
     match cache.frames().get(realm.id, &row.digest) {
         Some(Standing::Packed(packed)) => {
             let number = *numbers.entry(packed.pack).or_insert_with(|| {
@@ -85,6 +90,11 @@ fn place(
     }
 }
 
+/// Whether a row's class has an upstream of its own: then it is asked for there, by its action.
+fn stands_elsewhere(cache: &Cache, realm: &Realm, row: &record::Row) -> bool {
+    realm.elsewhere_at(policy::upstream_of(row.class, &cache.config().classes)).is_some()
+}
+
 /// Sends the frames that stand in no pack, in order of first use.
 async fn pack_missing(
     cache: &Cache,
@@ -97,6 +107,7 @@ async fn pack_missing(
     for (_, row) in found {
         let is_missing = row.size > 0
             && row.size <= OUTPUT_MAX
+            && !stands_elsewhere(cache, realm, row)
             && cache.frames().get(realm.id, &row.digest).is_none();
         if is_missing && seen.insert(row.digest) {
             missing.push(*row);

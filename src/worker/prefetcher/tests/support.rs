@@ -202,6 +202,7 @@ fn realm_of(namespace: &str) -> Realm {
         namespace: namespace.into(),
         upstream: None,
         trusted: None,
+        elsewhere: Vec::new(),
     }
 }
 
