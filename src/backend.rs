@@ -190,6 +190,15 @@ pub trait Backend: Send + Sync {
     /// `Ok(None)`: it certainly does not exist. The pieces of a found body are not verified yet.
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>>;
 
+    /// As `get`, of what changes in place: caches on the way are asked to look at the source. What
+    /// wraps another backend passes it on.
+    fn get_fresh<'a>(
+        &'a self,
+        name: &'a Name,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.get(name)
+    }
+
     /// A part of a body. `Ok(None)`: it does not exist, or ends before the part does.
     fn get_part<'a>(
         &'a self,

@@ -20,6 +20,7 @@ use crate::units::{Random, show_duration};
 
 mod breaker;
 mod budget;
+mod limits;
 mod progress;
 mod received;
 mod window;
@@ -31,76 +32,16 @@ mod tests;
 
 use breaker::{Breaker, Outcome, State, Ticket};
 use budget::Budget;
+pub use limits::Config;
 use progress::Sending;
 use received::Received;
 
-/// Three round trips of a bad 300 ms, which TCP and TLS take; a host that drops packets takes none.
-const CONNECT: Duration = Duration::from_secs(1);
-/// Most entries take less to build again; it holds the connecting and a retry of it too.
-const FIRST_BYTE: Duration = Duration::from_secs(2);
-/// Object stores answer only once a body is replicated. No build waits for it.
-const PUT_ANSWER: Duration = Duration::from_secs(10);
-/// Eight rounds of questions at a bad 300 ms each, doubled.
-const CONTAINS: Duration = Duration::from_secs(5);
-/// Half a megabit a second; below, building again is faster for nearly every entry.
-const FLOOR_BYTES_PER_S: u64 = 64 << 10;
-/// Longer than a lost packet's retransmission, so that one loss does not read as a stall.
-const WINDOW: Duration = Duration::from_secs(2);
-/// The first byte's deadline plus what the largest small body takes at the floor: a body of a few
-/// bytes must not use up the free window as well.
-const SMALL_GET: Duration = Duration::from_secs(3);
 /// What `small_get` applies to: a second's worth at the floor.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
-/// Hides 50 ms at a thousand small entries a second; more only queues in front of the link.
-const GETS_MAX: usize = 64;
-/// Uploads have time, and share the link with the builds' gets.
-const PUTS_MAX: usize = 16;
-/// A seat that is not free after this long will not be soon; the build goes on without.
-const SEAT_WAIT: Duration = Duration::from_millis(500);
 /// Far below the deadline that the second attempt shares with the first.
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Asked in one call: few enough that `contains` is a bound for any backend.
 const CONTAINS_BATCH: usize = 64;
-
-/// The limits of one upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// For a connection, TLS included. Whoever connects applies it.
-    pub connect: Duration,
-    /// From the request of a get to the head of its answer.
-    pub first_byte: Duration,
-    /// For a put: from the last piece that upstream took to the next, or to the answer.
-    pub put_answer: Duration,
-    /// For the answer to one batch of `contains`.
-    pub contains: Duration,
-    /// What received bodies must bring, judged over each `window` of waiting but the first.
-    pub floor_bytes_per_s: u64,
-    pub window: Duration,
-    /// For the whole get of a small body.
-    pub small_get: Duration,
-    /// How many gets may be under way, bodies included; and puts.
-    pub gets_max: usize,
-    pub puts_max: usize,
-    /// How long a request waits for one of these places.
-    pub seat_wait: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            connect: CONNECT,
-            first_byte: FIRST_BYTE,
-            put_answer: PUT_ANSWER,
-            contains: CONTAINS,
-            floor_bytes_per_s: FLOOR_BYTES_PER_S,
-            window: WINDOW,
-            small_get: SMALL_GET,
-            gets_max: GETS_MAX,
-            puts_max: PUTS_MAX,
-            seat_wait: SEAT_WAIT,
-        }
-    }
-}
 
 /// A backend that always answers in time.
 pub struct Guard {
@@ -170,14 +111,14 @@ impl Guard {
     async fn guarded_get(
         &self,
         name: &Name,
-        part: Option<Range<u64>>,
+        want: Want,
     ) -> Result<Option<FetchedPart>, BackendError> {
         let (mut leave, seat) = self.enter(&self.gets).await?;
         let upstream = &self.shared.upstream;
         upstream.gets.inc();
         let asked = Instant::now();
         let limit = self.shared.config.first_byte;
-        let answer = timeout(limit, self.get_twice(name, part))
+        let answer = timeout(limit, self.get_twice(name, want))
             .await
             .unwrap_or_else(|_| Err(deadline("answer", limit)));
         if answer.is_ok() {
@@ -202,12 +143,13 @@ impl Guard {
     async fn get_twice(
         &self,
         name: &Name,
-        part: Option<Range<u64>>,
+        want: Want,
     ) -> Result<Option<FetchedPart>, BackendError> {
         let get = || async {
-            match part.clone() {
-                Some(part) => self.inner.get_part(name, part).await,
-                None => Ok(self.inner.get(name).await?.map(FetchedPart::whole)),
+            match want.clone() {
+                Want::Part(part) => self.inner.get_part(name, part).await,
+                Want::Whole => Ok(self.inner.get(name).await?.map(FetchedPart::whole)),
+                Want::Fresh => Ok(self.inner.get_fresh(name).await?.map(FetchedPart::whole)),
             }
         };
         let first = get().await;
@@ -270,7 +212,14 @@ impl Guard {
 
 impl Backend for Guard {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
-        self.guarded_get(name, None).map(|got| got.map(|found| found.map(|f| f.fetched))).boxed()
+        self.guarded_get(name, Want::Whole).map(whole).boxed()
+    }
+
+    fn get_fresh<'a>(
+        &'a self,
+        name: &'a Name,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.guarded_get(name, Want::Fresh).map(whole).boxed()
     }
 
     fn get_part<'a>(
@@ -278,7 +227,7 @@ impl Backend for Guard {
         name: &'a Name,
         part: Range<u64>,
     ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
-        self.guarded_get(name, Some(part)).boxed()
+        self.guarded_get(name, Want::Part(part)).boxed()
     }
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
@@ -349,6 +298,21 @@ impl Shared {
         let may = judges.budget.take_retry(now);
         may.then(|| RETRY_PAUSE_MAX.mul_f64(judges.random.next_share()))
     }
+}
+
+/// What is asked for of an object.
+#[derive(Clone)]
+enum Want {
+    Whole,
+    /// The same, as it is now at its source.
+    Fresh,
+    Part(Range<u64>),
+}
+
+type Got<T> = Result<Option<T>, BackendError>;
+
+fn whole(got: Got<FetchedPart>) -> Got<Fetched> {
+    got.map(|found| found.map(|found| found.fetched))
 }
 
 /// The breaker's leave for one request. Dropped without a word it counts as given up, so that a

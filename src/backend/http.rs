@@ -12,11 +12,11 @@ use base64::Engine as _;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE,
-    TRANSFER_ENCODING,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap,
+    HeaderValue, TRANSFER_ENCODING,
 };
 use http::{Method, StatusCode, Version};
-use reqwest::{Client, Response, Url};
+use reqwest::{Response, Url};
 
 use crate::backend::{
     Backend, BackendError, BuildError, Config, Credentials, Fetched, FetchedPart, Name, Upload,
@@ -24,7 +24,10 @@ use crate::backend::{
 };
 use crate::entry::{BodyError, Chunks, Why};
 
+use clients::Clients;
+
 mod body;
+mod clients;
 mod part;
 mod tls;
 
@@ -35,16 +38,6 @@ mod tests;
 #[cfg(test)]
 mod tls_tests;
 
-/// Below the 60 s after which common load balancers hang up, so that we never write into a
-/// connection that the other side is just closing.
-const POOL_IDLE: Duration = Duration::from_secs(50);
-/// At 100 ms and 1 Gbit/s, 12 MiB are under way at once: a smaller window would be the limit.
-const STREAM_WINDOW: u32 = 16 << 20;
-/// Room for two bodies at full speed; what a caller leaves unread stays within it.
-const CONNECTION_WINDOW: u32 = 32 << 20;
-/// A connection shared by all requests must not stay in use after the other side has vanished.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_WAIT: Duration = Duration::from_secs(5);
 /// More than any error page: reading it to its end is cheaper than another handshake.
 const DRAIN_MAX: usize = 64 << 10;
 /// The status has already told everything: an error page that trickles is not worth waiting for.
@@ -56,7 +49,7 @@ const MISS_HEADER: &str = "larder-miss";
 
 /// An HTTP store: larder itself, bazel-remote, nginx with DAV, and whatever else takes PUT.
 pub struct HttpBackend {
-    client: Client,
+    clients: Clients,
     /// Without a slash at its end, without credentials.
     base: String,
     /// None: nothing may be written.
@@ -70,49 +63,24 @@ impl HttpBackend {
 
     fn try_new(config: &Config) -> Result<Self, String> {
         let url = check_url(&config.url)?;
-        let tls = tls::client_config(url.scheme() == "https", config)?;
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization(&config.credentials)? {
             headers.insert(AUTHORIZATION, value);
         }
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .no_proxy()
-            .referer(false)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(config.guard.connect)
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(config.guard.gets_max + config.guard.puts_max)
-            .tcp_nodelay(true)
-            .http2_adaptive_window(false)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(PING_EVERY)
-            .http2_keep_alive_timeout(PING_WAIT)
-            .build()
-            .map_err(|error| cause(&error))?;
+        let clients = Clients::new(config, url.scheme() == "https", &headers)?;
         let write = config.write.then_some(match config.write_method {
             WriteMethod::Put => Method::PUT,
             WriteMethod::Post => Method::POST,
         });
-        Ok(Self { client, base: config.url.trim().trim_end_matches('/').to_owned(), write })
+        Ok(Self { clients, base: config.url.trim().trim_end_matches('/').to_owned(), write })
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, BackendError> {
-        request.send().await.map_err(|error| {
-            if error.is_connect() {
-                let timed_out = error.is_timeout();
-                BackendError::Connect(if timed_out { "timed out".into() } else { cause(&error) })
-            } else {
-                BackendError::Broken(cause(&error))
-            }
-        })
-    }
-
-    async fn fetch(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
-        let response = self.send(self.client.get(url_of(&self.base, name)?)).await?;
+    async fn fetch(&self, name: &Name, is_fresh: bool) -> Result<Option<Fetched>, BackendError> {
+        let mut request = self.clients.shared.get(url_of(&self.base, name)?);
+        if is_fresh {
+            request = request.header(CACHE_CONTROL, "no-cache");
+        }
+        let response = clients::send(request).await?;
         if response.status() == StatusCode::OK {
             return fetched(response).map(Some);
         }
@@ -130,8 +98,7 @@ impl HttpBackend {
             return Ok(part_of(fetched));
         }
         let wanted = format!("bytes={}-{}", part.start, part.end - 1);
-        let request = self.client.get(url_of(&self.base, name)?).header(RANGE, wanted);
-        let response = self.send(request).await?;
+        let response = self.clients.part(&url_of(&self.base, name)?, &wanted).await?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(part_of),
             // It knows no ranges.
@@ -148,12 +115,13 @@ impl HttpBackend {
     async fn store(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
         let Some(method) = &self.write else { return Err(BackendError::ReadOnly) };
         let request = self
-            .client
+            .clients
+            .shared
             .request(method.clone(), url_of(&self.base, name)?)
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, body.len)
             .body(body::to_send(&body));
-        let response = self.send(request).await?;
+        let response = clients::send(request).await?;
         let answer = match response.status().as_u16() {
             200 | 201 | 202 | 204 => Ok(()),
             405 | 501 => Err(BackendError::ReadOnly),
@@ -168,7 +136,7 @@ impl HttpBackend {
     }
 
     async fn head(&self, name: &Name) -> Result<bool, BackendError> {
-        let response = self.send(self.client.head(url_of(&self.base, name)?)).await?;
+        let response = clients::send(self.clients.shared.head(url_of(&self.base, name)?)).await?;
         match response.status().as_u16() {
             200 => Ok(true),
             // Who knows no HEAD cannot tell; "not there" only costs an upload that was not needed.
@@ -183,7 +151,14 @@ impl HttpBackend {
 
 impl Backend for HttpBackend {
     fn get<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
-        self.fetch(name).boxed()
+        self.fetch(name, false).boxed()
+    }
+
+    fn get_fresh<'a>(
+        &'a self,
+        name: &'a Name,
+    ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
+        self.fetch(name, true).boxed()
     }
 
     fn get_part<'a>(

@@ -305,7 +305,7 @@ async fn beyond_the_limit_a_request_waits_briefly_and_then_is_busy() {
     let second = setup.guard.get(&name("x")).await.unwrap().unwrap();
     let started = Instant::now();
     assert_eq!(setup.get().await, "Busy");
-    assert!(started.elapsed() >= SEAT_WAIT);
+    assert!(started.elapsed() >= Config::default().seat_wait);
     assert_eq!(setup.put(Upload::bytes(Bytes::from("b"))).await, "Ok(())", "puts have their own");
     drop((first, second));
     assert_eq!(setup.get().await, "1 bytes");

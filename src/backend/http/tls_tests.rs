@@ -57,7 +57,7 @@ impl Authority {
     }
 
     /// A server's side; with `clients`, only who that authority vouches for may come in.
-    fn acceptor(&self, clients: Option<&Self>, protocol: &[u8]) -> TlsAcceptor {
+    fn acceptor(&self, clients: Option<&Self>, protocols: &[&[u8]]) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -75,7 +75,7 @@ impl Authority {
         let (cert, key) = self.leaf();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let mut tls = builder.with_single_cert(vec![cert.der().clone()], key).unwrap();
-        tls.alpn_protocols = vec![protocol.to_vec()];
+        tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(tls))
     }
 }
@@ -87,7 +87,7 @@ fn https(port: u16) -> Config {
 #[tokio::test]
 async fn only_who_the_ca_file_vouches_for_is_believed() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let server = FaultServer::start_tls(Some(ours.acceptor(None, b"http/1.1")), |_| {
+    let server = FaultServer::start_tls(Some(ours.acceptor(None, &[b"http/1.1"])), |_| {
         Act::Say(answer("200 OK", "", b"body"))
     })
     .await;
@@ -110,7 +110,7 @@ async fn only_who_the_ca_file_vouches_for_is_believed() {
 #[tokio::test]
 async fn a_server_that_demands_a_client_certificate_gets_ours() {
     let (servers, clients) = (Authority::new(), Authority::new());
-    let acceptor = servers.acceptor(Some(&clients), b"http/1.1");
+    let acceptor = servers.acceptor(Some(&clients), &[b"http/1.1"]);
     let server =
         FaultServer::start_tls(Some(acceptor), |_| Act::Say(answer("404 Not Found", "", b"")))
             .await;
@@ -139,7 +139,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
 #[tokio::test]
 async fn over_tls_http2_is_spoken_and_bodies_arrive_whole() {
     let authority = Authority::new();
-    let acceptor = authority.acceptor(None, b"h2");
+    let acceptor = authority.acceptor(None, &[b"h2"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let tasks = Tasks::new();
@@ -175,4 +175,66 @@ async fn over_tls_http2_is_spoken_and_bodies_arrive_whole() {
     assert_eq!(fetched.len, Some(3 << 20));
     assert!(read(fetched).await.unwrap().iter().eq(body.iter().rev()));
     assert_eq!(tasks.panics(), 0);
+}
+
+/// More than is read before anybody asks for it, so that the connection stays in use.
+const PART: usize = 4 << 20;
+
+/// A server that answers any part with the first one, and notes what each connection speaks.
+async fn serve_parts(listener: TcpListener, acceptor: TlsAcceptor, spoken: Spoken, tasks: Tasks) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        // A client that offers nothing of ours is turned away.
+        let Ok(stream) = acceptor.accept(stream).await else { continue };
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        spoken.lock().unwrap().push(is_h2);
+        let service = hyper::service::service_fn(|request: http::Request<_>| async move {
+            let _: hyper::body::Incoming = request.into_body();
+            let answer = http::Response::builder().status(206);
+            let answer = answer.header("Content-Range", format!("bytes 0-{}/*", PART - 1));
+            Ok::<_, Infallible>(answer.body(Full::new(Bytes::from(vec![7; PART]))).unwrap())
+        });
+        let (stream, spawner) = (TokioIo::new(stream), Spawner(tasks.clone()));
+        tasks.spawn("connection", async move {
+            // Ends with the client's connection, in whatever way.
+            let _ = if is_h2 {
+                hyper::server::conn::http2::Builder::new(spawner)
+                    .serve_connection(stream, service)
+                    .await
+            } else {
+                hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await
+            };
+        });
+    }
+}
+
+type Spoken = Arc<std::sync::Mutex<Vec<bool>>>;
+
+/// All streams of HTTP/2 share one connection, which brings many packs no sooner than one.
+#[tokio::test]
+async fn parts_have_connections_of_their_own_where_upstream_takes_them() {
+    let cases: [(&[&[u8]], &[bool]); 2] =
+        [(&[b"h2", b"http/1.1"], &[false; 3]), (&[b"h2"], &[true])];
+    for (protocols, expected) in cases {
+        let authority = Authority::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tasks, spoken) = (Tasks::new(), Spoken::default());
+        let acceptor = authority.acceptor(None, protocols);
+        let server = serve_parts(listener, acceptor, spoken.clone(), tasks.clone());
+        tasks.spawn("server", server);
+        let config = Config { ca_file: Some(authority.ca_file()), ..https(port) };
+        let backend = HttpBackend::new(&config).unwrap();
+        let part = async || {
+            let part = backend.get_part(&kv("x"), 0..PART as u64).await;
+            part.unwrap().expect("is there").fetched
+        };
+        let parts = [part().await, part().await, part().await];
+        for part in parts {
+            assert_eq!(read(part).await.unwrap().len(), PART);
+        }
+        let spoken = spoken.lock().unwrap().clone();
+        assert_eq!(spoken, expected, "whether each connection speaks HTTP/2");
+        assert_eq!(tasks.panics(), 0);
+    }
 }
