@@ -37,6 +37,7 @@ mod fetch;
 pub mod flight;
 pub mod forecast;
 pub mod frames;
+mod fresh;
 mod go;
 mod local;
 pub mod memory;

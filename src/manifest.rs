@@ -178,6 +178,12 @@ impl Manifest {
         })
     }
 
+    /// Whether it lists an action that `other` does not.
+    pub fn has_actions_for(&self, other: &Self) -> bool {
+        let known: HashSet<Digest> = other.rows.iter().map(|row| row.action).collect();
+        self.rows.iter().any(|row| !known.contains(&row.action))
+    }
+
     /// Where a row's frame is, whatever number its pack has here.
     fn standing(&self, row: &Row) -> (Place, Option<PackRef>) {
         match row.place {
@@ -250,6 +256,18 @@ impl Place {
             place => place,
         }
     }
+}
+
+/// Two values of one key in one: what both tell, `ours` first. None if they are not both manifests,
+/// or both trails, that say the same of themselves.
+pub fn union(ours: &[u8], theirs: &[u8]) -> Option<Vec<u8>> {
+    if let (Ok(ours), Ok(theirs)) = (Manifest::decode(ours), Manifest::decode(theirs)) {
+        let is_one = (&ours.scope, &ours.commit) == (&theirs.scope, &theirs.commit);
+        return is_one.then(|| ours.merge(theirs).encode());
+    }
+    let (ours, theirs) = (trail::Trail::decode(ours).ok()?, trail::Trail::decode(theirs).ok()?);
+    let is_one = (&ours.scope, &ours.branch) == (&theirs.scope, &theirs.branch);
+    is_one.then(|| ours.merge(theirs).encode())
 }
 
 /// Whether a value means to be a manifest or a trail, sound or not.

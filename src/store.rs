@@ -234,6 +234,12 @@ impl Store {
         self.inner.tail.owed_by_number(number)
     }
 
+    /// Whether an upload of this key is owed to the realm's upstream: then ours is the newer one.
+    pub fn owes(&self, key: &Key, realm: RealmId) -> bool {
+        let owed = Owed { realm, key: key.clone(), size: 0, since: 0 };
+        self.inner.tail.owed_number(&owed.identity()).is_some()
+    }
+
     pub fn settle(&self, number: u64) -> bool {
         self.inner.tail.begin().is_ok_and(|mut change| change.settle(number))
     }

@@ -158,14 +158,15 @@ impl Cache {
             || self.inner.store.place(&mut self.inner.store.stage().finish(), None).is_ok()
     }
 
-    /// A small value, straight from upstream: no tier may answer with an older one.
+    /// A small value as it is now at its source: no tier, here or on the way, may answer with an
+    /// older one.
     pub async fn read_value(
         &self,
         upstream: &Upstream,
         name: &Name,
         limit: u64,
     ) -> Result<Option<Vec<u8>>, Why> {
-        match self.fetch_small(upstream, name, limit).await {
+        match self.fetch_fresh(upstream, name, limit).await {
             Ok(value) => Ok(Some(value)),
             Err(End::Failed(Why::Absent)) => Ok(None),
             Err(End::Failed(why)) => Err(why),

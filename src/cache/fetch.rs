@@ -191,7 +191,26 @@ impl Cache {
         name: &Name,
         limit: u64,
     ) -> Result<Vec<u8>, End> {
-        let mut fetched = match upstream.backend.get(name).await {
+        self.collect(name, upstream.backend.get(name).await, limit).await
+    }
+
+    /// The same of a value that changes in place, as it is now at its source.
+    pub(super) async fn fetch_fresh(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        limit: u64,
+    ) -> Result<Vec<u8>, End> {
+        self.collect(name, upstream.backend.get_fresh(name).await, limit).await
+    }
+
+    async fn collect(
+        &self,
+        name: &Name,
+        answer: Result<Option<Fetched>, BackendError>,
+        limit: u64,
+    ) -> Result<Vec<u8>, End> {
+        let mut fetched = match answer {
             Ok(Some(fetched)) => fetched,
             Ok(None) => return Err(End::Failed(Why::Absent)),
             Err(error) => return Err(self.failed(name, &error)),

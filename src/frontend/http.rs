@@ -94,7 +94,13 @@ impl Frontend {
     }
 
     async fn get(&self, parts: &Parts, guest: &Guest, target: &Target) -> Answer {
-        match self.inner.cache.get(target.protocol, &guest.realm, &target.key).await {
+        let (cache, protocol) = (&self.inner.cache, target.protocol);
+        let lookup = if request::wants_no_old(&parts.headers) {
+            cache.get_fresh(protocol, &guest.realm, &target.key).await
+        } else {
+            cache.get(protocol, &guest.realm, &target.key).await
+        };
+        match lookup {
             Lookup::Hit(blob, found) => respond::hit(&parts.method, &parts.headers, blob, found),
             Lookup::Miss(why) => respond::miss(why),
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, RANGE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, RANGE};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
@@ -41,6 +41,14 @@ pub(super) fn incoming(body: hyper::body::Incoming) -> Incoming {
             }
         });
     Incoming { len, chunks: Box::pin(chunks) }
+}
+
+/// Whether a client has asked that the source be looked at.
+pub(super) fn wants_no_old(headers: &HeaderMap) -> bool {
+    let words = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    words
+        .flat_map(|words| words.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case("no-cache"))
 }
 
 /// Whether a body was announced with two lengths, or one that is no number.

@@ -33,6 +33,10 @@ const QUIET: Duration = Duration::from_millis(300);
 const UPLOADS_WAIT: Duration = Duration::from_secs(120);
 /// What could not be written is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(30);
+/// What somebody else has written over is written again so often.
+const ROUNDS_MAX: usize = 4;
+/// And looked at after no longer than this.
+const ROUND_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A build that used so much of what the fullest known one did has built everything.
 const COMPLETE: f64 = 0.8;
 
@@ -128,9 +132,42 @@ async fn write_one(
     if manifest.rows.is_empty() {
         return Ok(());
     }
+    let rows = manifest.rows.len();
+    let mut has_news: fn(&Manifest, &Manifest) -> bool = Manifest::has_news_for;
+    for _ in 0..ROUNDS_MAX {
+        let round = Instant::now();
+        if !add(cache, forecast, upstream, &manifest, has_news).await? {
+            break;
+        }
+        // Where frames are, each of two writers may go on to say differently, and both be right.
+        has_news = Manifest::has_actions_for;
+        // Who has read before this was written, and writes over it, has done so by then: unless its
+        // way is longer than ours.
+        sleep(round.elapsed().min(ROUND_PAUSE_MAX)).await;
+    }
+    cache.forecasts().forget(forecast);
+    tracing::info!(
+        scope = %forecast.aim.scope,
+        commit = %forecast.aim.commit,
+        rows = %show_count(rows as u64),
+        ms = began.elapsed().as_millis(),
+        "manifest written"
+    );
+    Ok(())
+}
+
+/// Writes what upstream does not have yet into its manifest and its trail; false if there is
+/// nothing to write.
+async fn add(
+    cache: &Cache,
+    forecast: &Arc<Forecast>,
+    upstream: &Upstream,
+    manifest: &Manifest,
+    has_news: fn(&Manifest, &Manifest) -> bool,
+) -> Result<bool, BackendError> {
     let aim = &forecast.aim;
-    let head = name_of_manifest(realm, &aim.scope, &aim.commit);
-    let branch = name_of_trail(realm, &aim.scope, &aim.branch);
+    let head = name_of_manifest(&aim.realm, &aim.scope, &aim.commit);
+    let branch = name_of_trail(&aim.realm, &aim.scope, &aim.branch);
     let (there, trail) = join(
         read(cache, upstream, &head, manifest::SIZE_MAX, Manifest::decode),
         read(cache, upstream, &branch, trail::SIZE_MAX, Trail::decode),
@@ -142,31 +179,22 @@ async fn write_one(
         branch: aim.branch.to_string(),
         rows: Vec::new(),
     });
-    let is_told = there.as_ref().is_some_and(|there| !manifest.has_news_for(there));
-    let mut merged = match there {
-        Some(there) => manifest.merge(there),
-        None => manifest,
-    };
-    merged.complete |= is_complete(&merged, &trail);
+    let is_told = there.as_ref().is_some_and(|there| !has_news(manifest, there));
     let is_known = trail.rows.iter().any(|row| row.commit == *aim.commit);
     if is_told && is_known {
-        return Ok(());
+        return Ok(false);
     }
+    let mut merged = match there {
+        Some(there) => manifest.clone().merge(there),
+        None => manifest.clone(),
+    };
+    merged.complete |= is_complete(&merged, &trail);
     let row = row_of(&merged);
-    let rows = merged.rows.len();
     put(upstream, &head, merged.encode()).await?;
     let news = Trail { rows: vec![row], ..trail.clone() };
     put(upstream, &branch, news.merge(trail).encode()).await?;
-    cache.forecasts().forget(forecast);
     cache.metrics().manifests_written.inc();
-    tracing::info!(
-        scope = %aim.scope,
-        commit = %aim.commit,
-        rows = %show_count(rows as u64),
-        ms = began.elapsed().as_millis(),
-        "manifest written"
-    );
-    Ok(())
+    Ok(true)
 }
 
 /// What stands there now. Only what is absent or damaged may be written over: a fault hides what is

@@ -1,6 +1,11 @@
 //! larder in front of a central cache: another larder, or any server that answers GET and PUT.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use larder::manifest::trail::{Trail, TrailRow};
+use larder::manifest::trail_key;
+use larder::units::Timestamp;
 
 use crate::harness::{Home, ac, cas, noise};
 use crate::support::cache_server::{CacheServer, Fault};
@@ -238,4 +243,64 @@ fn an_entry_whose_bytes_are_gone_here_comes_back_from_upstream() {
     assert!(daemon.get("/kv/large").body == body);
     assert!(daemon.get("/kv/large").body == body, "and stays");
     assert_eq!(central.requests("GET", "/kv/large"), 1);
+}
+
+/// An edge has read a trail and keeps it; meanwhile a build elsewhere has written on it. Whoever
+/// asks for what is new gets that, whoever does not may have the old one, and what is written
+/// through the edge adds to what the central has.
+#[test]
+fn through_an_edge_manifests_are_new_and_lose_nothing() {
+    let commits = |value: &[u8]| -> Vec<String> {
+        Trail::decode(value).unwrap().rows.into_iter().map(|row| row.commit).collect()
+    };
+    let trail = |commits: &[&str]| {
+        let row = |commit: &&str| TrailRow {
+            commit: (*commit).to_owned(),
+            written: Timestamp(commit.len() as u64),
+            writer: "somebody".to_owned(),
+            rows: 1,
+            bytes: 1,
+            complete: true,
+            packs: Vec::new(),
+        };
+        let rows = commits.iter().map(row).collect();
+        Trail { scope: "app".to_owned(), branch: "main".to_owned(), rows }.encode()
+    };
+    let (central, home) = (CacheServer::start(), Home::new());
+    let key = format!("/ac/{}", trail_key("app", "main"));
+    central.insert(&key, &trail(&["a"]));
+    let tokens = home.path().join("tokens.toml");
+    std::fs::write(
+        &tokens,
+        "[[token]]\nname = \"ci\"\nsecret = \"s3cr3t-s3cr3t-s3cr3t\"\naccess = \"write\"\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let edge = home.daemon(&["--upstream", &central.url(), "--tokens", tokens.to_str().unwrap()]);
+    let send = |method, path: &str, header, body: &[u8]| {
+        let headers = [("Authorization", "Bearer s3cr3t-s3cr3t-s3cr3t"), header];
+        send_with(edge.addr(), method, path, &headers, body).unwrap()
+    };
+    let get = |path: &str| send("GET", path, ("Accept", "*/*"), b"").body;
+    let fresh = |path: &str| send("GET", path, ("Cache-Control", "no-cache"), b"").body;
+    assert_eq!(commits(&get(&key)), ["a"]);
+    central.insert(&key, &trail(&["bb", "a"]));
+    assert_eq!(commits(&get(&key)), ["a"], "it is here");
+    assert_eq!(commits(&fresh(&key)), ["bb", "a"]);
+    // Somebody who has read the older one writes; the edge sends both.
+    assert_eq!(send("PUT", &key, ("Accept", "*/*"), &trail(&["ccc", "a"])).status, 200);
+    edge.flush();
+    let there = commits(&central.object(&key).unwrap());
+    assert_eq!(there, ["ccc", "bb", "a"]);
+    assert_eq!(commits(&fresh(&key)), ["ccc", "bb", "a"]);
+    // Without the central what is here is better than nothing.
+    central.set_fault(Fault::Refuse);
+    assert_eq!(commits(&fresh(&key)), ["ccc", "a"]);
+    // Other values say the same for ever, and are not asked for again.
+    central.heal();
+    let other = format!("/ac/{}", "5".repeat(64));
+    central.insert(&other, b"old");
+    assert_eq!(get(&other), b"old");
+    central.insert(&other, b"new");
+    assert_eq!(fresh(&other), b"old");
 }

@@ -68,33 +68,39 @@ async fn a_partial_manifest_does_not_hide_the_best_of_the_trail() {
     a.close().await;
 }
 
+/// Both read before either writes. What the second wrote over, the first finds missing and adds.
 #[tokio::test(start_paused = true)]
-async fn two_writers_at_once_lose_a_row_of_the_trail_at_most() {
-    let backend = Arc::new(MemoryBackend::new());
-    let first = Machine::new(&backend);
-    first.build_commit("c0", &outputs(0, 20)).await;
-    first.close().await;
-    // Both read before either writes.
-    let trail = trail_name("team");
-    backend.fault_by(move |call, name| {
-        (call == Call::Get && *name == trail).then_some(Fault::Delay(Duration::from_secs(5)))
-    });
-    let (a, b) = (Machine::new(&backend), Machine::new(&backend));
-    let (of_a, of_b) = (a.begin("ca"), b.begin("cb"));
-    a.build(&a.realm(), &of_a, &outputs(100, 20));
-    b.build(&b.realm(), &of_b, &outputs(200, 20));
-    a.end(&of_a);
-    b.end(&of_b);
-    let (flushed_a, flushed_b) =
-        tokio::join!(a.workers.flush(10 * MINUTE), b.workers.flush(10 * MINUTE));
-    assert_eq!((flushed_a, flushed_b), (Flushed::default(), Flushed::default()));
-    backend.heal();
-    assert_eq!(actions_of(&backend, "ca").len(), 20);
-    assert_eq!(actions_of(&backend, "cb").len(), 20);
-    let commits: Vec<String> = trail_of(&backend).rows.into_iter().map(|row| row.commit).collect();
-    assert!(commits.len() >= 2 && commits.contains(&"c0".to_owned()), "{commits:?}");
-    a.close().await;
-    b.close().await;
+async fn two_writers_at_once_lose_nothing() {
+    for (of_a, of_b) in [("ca", "cb"), ("c1", "c1")] {
+        let backend = Arc::new(MemoryBackend::new());
+        let first = Machine::new(&backend);
+        first.build_commit("c0", &outputs(0, 20)).await;
+        first.close().await;
+        backend.fault_by(move |call, name| {
+            let is_slow = [trail_name("team"), manifest_name("team", "c1")].contains(name);
+            (call == Call::Get && is_slow).then_some(Fault::Delay(Duration::from_secs(5)))
+        });
+        let (a, b) = (Machine::new(&backend), Machine::new(&backend));
+        let (session_a, session_b) = (a.begin(of_a), b.begin(of_b));
+        a.build(&a.realm(), &session_a, &outputs(100, 20));
+        b.build(&b.realm(), &session_b, &outputs(200, 20));
+        a.end(&session_a);
+        b.end(&session_b);
+        let (flushed_a, flushed_b) =
+            tokio::join!(a.workers.flush(10 * MINUTE), b.workers.flush(10 * MINUTE));
+        assert_eq!((flushed_a, flushed_b), (Flushed::default(), Flushed::default()));
+        backend.heal();
+        for (commit, built) in [(of_a, outputs(100, 20)), (of_b, outputs(200, 20))] {
+            let there = actions_of(&backend, commit);
+            assert!(built.iter().all(|output| there.contains(&output.action)), "{commit}");
+        }
+        let trail = trail_of(&backend);
+        for commit in ["c0", of_a, of_b] {
+            assert!(trail.rows.iter().any(|row| row.commit == commit), "{commit}: {trail:?}");
+        }
+        a.close().await;
+        b.close().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -15,6 +16,7 @@ use crate::cache::{Cache, Outgoing};
 use crate::entry::action::{Frame, GoEntry, Packed};
 use crate::entry::body::Source;
 use crate::entry::{Digest, Key, Kind};
+use crate::manifest;
 use crate::store::Stored;
 use crate::store::file::FileSource;
 use crate::store::index::Owed;
@@ -134,9 +136,32 @@ impl Attempt {
                 (meta.digest, Upload { len, open: Arc::new(move || source.stream(0..len)) })
             }
         };
+        let upload = self.with_others(upload).await?;
         let bytes = upload.len;
         let took = self.put(&self.owed.key, upload).await?;
         Ok(Some(Sent { digest, bytes, took }))
+    }
+
+    /// A manifest or trail goes up together with what others have written on it meanwhile.
+    async fn with_others(&self, upload: Upload) -> Result<Upload, BackendError> {
+        if self.owed.key.kind != Kind::Action || upload.len > manifest::SIZE_MAX as u64 {
+            return Ok(upload);
+        }
+        let mut body = (upload.open)();
+        let mut ours = Vec::new();
+        while let Some(piece) = body.next().await {
+            // Then sending it fails in the same way.
+            let Ok(piece) = piece else { return Ok(upload) };
+            ours.extend_from_slice(&piece);
+            if !manifest::is_one(&ours) {
+                return Ok(upload);
+            }
+        }
+        let (name, limit) = (self.realm.name_of(&self.owed.key), manifest::SIZE_MAX as u64);
+        let theirs = self.cache.read_value(&self.upstream, &name, limit).await;
+        let theirs = theirs.map_err(BackendError::Unsure)?;
+        let union = theirs.and_then(|theirs| manifest::union(&ours, &theirs));
+        Ok(union.map_or(upload, |union| Upload::bytes(union.into())))
     }
 
     /// The frame first, if it stands apart; then the action that names it.
