@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
+use crate::backend::Name;
 use crate::cache::absent::{Absent, Confirmed};
 use crate::cache::ask::Estimates;
 use crate::cache::flight::{Arrival, End, Flights, Joined};
@@ -24,7 +25,7 @@ use crate::cache::realm::{Realm, Realms, Upstream};
 use crate::cache::session::Sessions;
 use crate::entry::{Blob, Body, Digest, Found, Id, Key, Kind, Lookup, Meta, Why};
 use crate::store::Store;
-use crate::store::record::Place;
+use crate::store::record::{Place, Row};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Protocol;
@@ -301,7 +302,7 @@ impl Cache {
         for realm in realm.chain() {
             let key = key.in_realm(realm.id);
             if let Some(row) = self.inner.store.find(&key)
-                && self.inner.store.is_sound(&key, &row)
+                && self.is_sound(&key, row).await
             {
                 self.inner.store.touch(&key, &row);
                 return Ok(Some(row.size));
@@ -314,13 +315,35 @@ impl Cache {
             if self.inner.absent.contains(realm.id, &key) {
                 continue;
             }
-            match upstream.backend.contains(&[realm.name_of(&key)]).await {
-                Ok(there) if there.first() == Some(&true) => return Ok(None),
-                Ok(_) => {}
-                Err(error) => why = error.why(),
+            match self.is_upstream(upstream, realm.name_of(&key)).await {
+                Ok(true) => return Ok(None),
+                Ok(false) => {}
+                Err(other) => why = other,
             }
         }
         Err(why)
+    }
+
+    /// Whether a row's file is unchanged. After a boot it is hashed again, which takes a while.
+    async fn is_sound(&self, key: &Key, row: Row) -> bool {
+        if row.size <= READ_HERE_MAX {
+            return self.inner.store.is_sound(key, &row);
+        }
+        let (store, key) = (self.inner.store.clone(), key.clone());
+        let work = move || store.is_sound(&key, &row);
+        self.inner.tasks.blocking("look at an entry", work).await.unwrap_or(false)
+    }
+
+    /// Asked in a task of the daemon's own: a connection to upstream must not belong to a client's.
+    async fn is_upstream(&self, upstream: &Upstream, name: Name) -> Result<bool, Why> {
+        let (tell, told) = oneshot::channel();
+        let backend = upstream.backend.clone();
+        self.inner.tasks.spawn("ask whether it is there", async move {
+            let there = backend.contains(&[name]).await;
+            // Whoever has asked may be gone.
+            let _ = tell.send(there.map(|there| there.first() == Some(&true)));
+        });
+        told.await.map_err(|_| Why::Fault)?.map_err(|error| error.why())
     }
 
     /// Whether the bytes of a row may be asked for by their digest in memory; for tests of tiers.
@@ -354,3 +377,6 @@ fn action_of(key: &Key) -> Option<Digest> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,40 +159,73 @@ impl Drop for Alive {
 /// What may take long, and what outlives a connection, belongs to the `Tasks` that these came from.
 #[derive(Debug)]
 pub struct Lanes {
-    lanes: Vec<Tasks>,
+    /// Each with how many connections it has.
+    lanes: Vec<(Tasks, Arc<AtomicUsize>)>,
+    /// Where the search for the quietest begins, so that equal ones take turns.
     next: AtomicUsize,
     /// The lanes' threads end when this goes, or with the process. They are not joined: one that a
     /// dead disk holds up must not hold up the end.
     _open: watch::Sender<()>,
 }
 
+/// A connection's place in a lane, for as long as it lives.
+#[derive(Debug)]
+pub struct Lane {
+    pub tasks: Tasks,
+    open: Arc<AtomicUsize>,
+}
+
 impl Lanes {
-    /// As many as there are processors. Their tasks are counted among those of `tasks`.
+    /// As many as there are processors. Their tasks are counted among those of `tasks`. An error:
+    /// a thread cannot be started.
     pub fn start(tasks: &Tasks) -> std::io::Result<Self> {
         let count = std::thread::available_parallelism().map_or(2, NonZero::get).min(LANES_MAX);
         let open = watch::Sender::new(());
         let start = |_| {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.enable_io().enable_time().build()?;
-            let lane = Tasks { runtime: runtime.handle().clone(), inner: tasks.inner.clone() };
             let mut closed = open.subscribe();
-            // An error is what it waits for: the sender is gone.
+            let (tell, told) = std::sync::mpsc::channel();
+            // Made on its thread: a runtime must not be dropped where others run.
             thread("lane", move || {
-                runtime.block_on(async { while closed.changed().await.is_ok() {} })
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+                // Nobody hears of it only if the daemon ends just now.
+                let _ = tell.send(
+                    runtime
+                        .as_ref()
+                        .map(|runtime| runtime.handle().clone())
+                        .map_err(|error| std::io::Error::new(error.kind(), error.to_string())),
+                );
+                if let Ok(runtime) = runtime {
+                    // An error is what it waits for: the sender is gone.
+                    runtime.block_on(async { while closed.changed().await.is_ok() {} });
+                }
             })?;
-            Ok(lane)
+            let handle = told.recv().map_err(std::io::Error::other)??;
+            Ok((Tasks { runtime: handle, inner: tasks.inner.clone() }, Arc::default()))
         };
         let lanes = (0..count).map(start).collect::<std::io::Result<Vec<_>>>()?;
         Ok(Self { lanes, next: AtomicUsize::new(0), _open: open })
     }
 
-    /// The lane whose turn it is.
-    pub fn next(&self) -> &Tasks {
-        &self.lanes[self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len()]
+    /// A place in the lane with the fewest connections.
+    pub fn enter(&self) -> Lane {
+        let (before, after) =
+            self.lanes.split_at(self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len());
+        let lanes = after.iter().chain(before);
+        let quietest = lanes.min_by_key(|(_, open)| open.load(Ordering::Relaxed));
+        let (tasks, open) = quietest.unwrap_or(&self.lanes[0]).clone();
+        open.fetch_add(1, Ordering::Relaxed);
+        Lane { tasks, open }
     }
 }
 
-/// Starts a thread with a name. Its owner joins it.
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Starts a thread with a name. Its owner joins it, or says why not.
 #[expect(clippy::disallowed_methods, reason = "the one place that starts threads")]
 pub fn thread<T: Send + 'static>(
     name: &str,
@@ -212,7 +245,7 @@ mod tests {
         let (sender, mut names) = tokio::sync::mpsc::channel(64);
         for n in 0..32 {
             let sender = sender.clone();
-            lanes.next().spawn("test", async move {
+            lanes.enter().tasks.spawn("test", async move {
                 assert!(n % 2 == 0, "every other one falls");
                 let thread = std::thread::current().name().map(str::to_owned);
                 sender.send(thread).await.unwrap();
@@ -228,5 +261,21 @@ mod tests {
             (count, tasks.drain(Duration::from_secs(10)).await, tasks.panics()),
             (16, 0, 16)
         );
+    }
+
+    #[tokio::test]
+    async fn a_connection_gets_the_lane_with_the_fewest() {
+        let lanes = Lanes::start(&Tasks::new()).unwrap();
+        let count = lanes.lanes.len();
+        // Every other one is short, as a probe is: those that stay are spread all the same.
+        let mut staying = Vec::new();
+        for _ in 0..4 * count {
+            staying.push(lanes.enter());
+            drop(lanes.enter());
+        }
+        let open = || lanes.lanes.iter().map(|(_, open)| open.load(Ordering::Relaxed));
+        assert_eq!(open().collect::<Vec<_>>(), vec![4; count]);
+        drop(staying);
+        assert_eq!(open().sum::<usize>(), 0);
     }
 }

@@ -1,10 +1,12 @@
 //! Storing what clients bring: staged, hashed, verified, kept, owed to the upstream.
 
+use std::io;
+
 use bytes::Bytes;
 
 use crate::cache::realm::Realm;
-use crate::cache::{Cache, WRITE_PIECE, policy};
-use crate::entry::{BodyError, Digest, Hasher, Incoming, Key, Meta};
+use crate::cache::{Cache, READ_HERE_MAX, WRITE_PIECE, policy};
+use crate::entry::{BodyError, Digest, Hasher, Incoming, Key, Meta, RealmId};
 use crate::store::file::{Finished, Staged};
 use crate::store::segment::INLINE_MAX;
 use crate::store::{Put, StoreError};
@@ -83,11 +85,8 @@ impl Cache {
         describe(&mut meta);
         let small = finished.inline().map(Bytes::copy_from_slice);
         let owed = self.owed_to(realm, key, &meta.digest);
-        let done = self
-            .inner
-            .store
-            .put(key, finished, &meta, owed.then_some(realm.id))
-            .map_err(PutError::NotStored)?;
+        let done = self.keep(key, finished, &meta, owed.then_some(realm.id)).await;
+        let done = done.map_err(PutError::NotStored)?;
         self.inner.absent.remove(realm.id, key);
         match small {
             Some(bytes) => self.inner.memory.offer(key, &meta, &bytes),
@@ -104,6 +103,24 @@ impl Cache {
             Put::Replaced => PutDone::Replaced,
             Put::Known => PutDone::Known,
         })
+    }
+
+    /// Into the store; what is large and known already may have to be hashed again there.
+    async fn keep(
+        &self,
+        key: &Key,
+        finished: Finished,
+        meta: &Meta,
+        owed: Option<RealmId>,
+    ) -> Result<Put, StoreError> {
+        let store = &self.inner.store;
+        if meta.size <= READ_HERE_MAX {
+            return store.put(key, finished, meta, owed);
+        }
+        let (store, key, meta) = (store.clone(), key.clone(), meta.clone());
+        let work = move || store.put(&key, finished, &meta, owed);
+        let done = self.inner.tasks.blocking("keep a body", work).await;
+        done.unwrap_or_else(|| Err(io::Error::other("storing panicked").into()))
     }
 
     /// Whether the realm's upstream must be sent this, because it has not confirmed it lately.
@@ -218,7 +235,7 @@ impl<'a> Writer<'a> {
                 self.hasher = hasher;
                 self.fault = Some(StoreError::Fault(error));
             }
-            None => self.fault = Some(StoreError::Fault(std::io::Error::other("panicked"))),
+            None => self.fault = Some(StoreError::Fault(io::Error::other("panicked"))),
         }
     }
 

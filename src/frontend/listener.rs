@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
@@ -155,7 +155,7 @@ impl Frontend {
         allowed
     }
 
-    /// Runs a connection as a task of the lane whose turn it is, counted for as long as it lives.
+    /// Runs a connection as a task of the quietest lane, counted for as long as it lives.
     /// A socket belongs to the runtime in which it was made, so `work` makes it there.
     fn connection<W>(
         &self,
@@ -173,11 +173,11 @@ impl Frontend {
         }
         metrics.connections.inc();
         let guard = Connected(self.clone());
-        let lane = self.inner.lanes.next();
-        let visit = Visit { peer, lane: lane.clone(), shutdown };
-        lane.spawn("connection", async move {
+        let lane = self.inner.lanes.enter();
+        let visit = Visit { peer, lane: lane.tasks.clone(), shutdown };
+        lane.tasks.clone().spawn("connection", async move {
             work(guard.0.clone(), visit).await;
-            drop(guard);
+            drop((guard, lane));
         });
     }
 
@@ -234,14 +234,15 @@ impl Frontend {
     {
         let Visit { peer, mut shutdown, .. } = visit;
         let service = http::Service::new(self.clone(), peer);
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(H2_WINDOW)
-            .initial_connection_window_size(H2_WINDOW * 2)
-            .max_concurrent_streams(H2_STREAMS)
-            .max_header_list_size(H2_HEADERS)
-            .keep_alive_interval(Some(Duration::from_secs(30)))
-            .serve_connection(TokioIo::new(stream), service);
+        let connection =
+            hyper::server::conn::http2::Builder::new(Streams(self.inner.cache.tasks().clone()))
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(H2_WINDOW)
+                .initial_connection_window_size(H2_WINDOW * 2)
+                .max_concurrent_streams(H2_STREAMS)
+                .max_header_list_size(H2_HEADERS)
+                .keep_alive_interval(Some(Duration::from_secs(30)))
+                .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
@@ -253,6 +254,17 @@ impl Frontend {
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended");
         }
+    }
+}
+
+/// The streams of an HTTP/2 connection, which may be all that another machine asks: they have every
+/// processor, while the connection itself stays in its lane.
+#[derive(Clone)]
+struct Streams(Tasks);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        self.0.spawn("stream", stream);
     }
 }
 

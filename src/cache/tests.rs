@@ -1,0 +1,59 @@
+//! What a request may do itself, and what it must leave to others.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+
+use super::*;
+use crate::backend::memory::MemoryBackend;
+use crate::entry::Incoming;
+use crate::store::{self, Limit};
+
+fn cache(dir: &std::path::Path) -> Cache {
+    let (metrics, clock) = (Arc::new(Metrics::default()), Clock::system());
+    let store = store::Config {
+        dir: dir.join("store"),
+        disk: Some(Limit::Size(ByteSize(1 << 30))),
+        floor: Some(Limit::Size(ByteSize(0))),
+    };
+    let store = Store::open(&store, clock.clone(), metrics.clone()).unwrap();
+    let config = Config {
+        memory: Some(ByteSize(1 << 20)),
+        namespace: String::new(),
+        trust: None,
+        read_only: false,
+        scope: String::new(),
+        frontends: Vec::new(),
+        classes: Vec::new(),
+    };
+    let backend = Arc::new(MemoryBackend::new());
+    let upstream =
+        Upstream { name: "main".into(), url: "http://main".into(), backend, writes: false };
+    Cache::new(config, store, vec![upstream], Tasks::new(), metrics, clock)
+}
+
+/// After a boot, or once somebody has touched it, a file is hashed again before it is believed. A
+/// request that did so itself kept all others waiting that its thread serves.
+#[tokio::test]
+async fn a_large_file_is_not_hashed_by_the_request_that_asks_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path());
+    let realm = cache.realms().resolve(realm::Wanted::default()).unwrap();
+    let body = Bytes::from(vec![7; 8 << 20]);
+    let key = Key::content(Digest::of(&body));
+    let put = |body: Bytes| cache.put(Protocol::Cas, &realm, &key, Incoming::bytes(body), |_| {});
+    put(body.clone()).await.unwrap();
+    let touch = || {
+        let path = cache.store().layout().file(&Digest::of(&body));
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    };
+    touch();
+    let mut asked = Box::pin(cache.contains(&realm, &key));
+    let at_once = (&mut asked).now_or_never();
+    assert_eq!(at_once, None, "it hashed before it let others go on");
+    assert_eq!(asked.await, Ok(Some(8 << 20)));
+    touch();
+    assert_eq!(put(body.clone()).await.unwrap(), PutDone::Known);
+}
