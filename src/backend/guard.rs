@@ -6,6 +6,7 @@
 //! watches a body after its headers. What transfers bytes lies inside; who repeats uploads, outside.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ struct Shared {
     /// Where the breaker's and the budget's time begins.
     started: Instant,
     judges: Mutex<Judges>,
+    /// Bodies that wait for upstream's next bytes now: these share the link.
+    waiting: AtomicUsize,
 }
 
 /// What decides; locked for a few instructions and never across an await.
@@ -87,6 +90,7 @@ impl Guard {
                 upstream,
                 started: Instant::now(),
                 judges: Mutex::new(Judges { breaker, budget: Budget::default(), random }),
+                waiting: AtomicUsize::new(0),
             }),
         }
     }
@@ -349,6 +353,10 @@ impl Leave {
 
     fn upstream(&self) -> &Upstream {
         &self.shared.upstream
+    }
+
+    fn waiting(&self) -> &AtomicUsize {
+        &self.shared.waiting
     }
 }
 

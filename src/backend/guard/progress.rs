@@ -14,6 +14,9 @@ use crate::backend::Upload;
 use crate::entry::Chunks;
 use crate::telemetry::metrics;
 
+/// As many as a prefetch has under way at most.
+pub(super) const SHARING_MAX: u64 = 16;
+
 /// A window of waiting ended with too few bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooSlow;
@@ -26,6 +29,8 @@ pub(super) struct Floor {
     least: u64,
     waited: Duration,
     got: u64,
+    /// The most bodies that have shared the link within the window.
+    sharing: u64,
     is_first: bool,
 }
 
@@ -33,7 +38,7 @@ impl Floor {
     pub(super) fn new(bytes_per_s: u64, window: Duration) -> Self {
         let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
         let least = bytes_per_s.saturating_mul(window_ms) / 1000;
-        Self { window, least, waited: Duration::ZERO, got: 0, is_first: true }
+        Self { window, least, waited: Duration::ZERO, got: 0, sharing: 1, is_first: true }
     }
 
     /// How much more waiting ends the window.
@@ -42,7 +47,8 @@ impl Floor {
     }
 
     /// Counts `waited`, and the `bytes` that came at its end. So many bodies share the link with it,
-    /// itself among them: a slow link that carries many is not a stalled one.
+    /// itself among them: a slow link that carries many is not a stalled one. But what each of very
+    /// many gets is too little for anybody, so no more than `SHARING_MAX` count.
     pub(super) fn advance(
         &mut self,
         waited: Duration,
@@ -51,13 +57,15 @@ impl Floor {
     ) -> Result<(), TooSlow> {
         self.waited += waited;
         self.got += bytes;
+        self.sharing = self.sharing.max(sharing.min(SHARING_MAX));
         if self.waited < self.window {
             return Ok(());
         }
         // TCP starts slowly and upstream may still be reading its disk: the first window is free.
-        let is_slow = !self.is_first && self.got < self.least / sharing.max(1);
+        let is_slow = !self.is_first && self.got < self.least / self.sharing;
         self.waited = Duration::ZERO;
         self.got = 0;
+        self.sharing = 1;
         self.is_first = false;
         if is_slow { Err(TooSlow) } else { Ok(()) }
     }
@@ -134,25 +142,35 @@ mod tests {
     fn the_floor_judges_every_window_but_the_first() {
         const S: Duration = Duration::from_secs(1);
         const KIB: u64 = 1 << 10;
-        // Pairs of seconds waited and bytes that came then; 64 KiB/s over windows of 2 s.
-        type Steps = &'static [(u32, u64)];
-        let cases: [(&str, Steps, u64, bool); 10] = [
-            ("nothing in the first window", &[(1, 0), (1, 0)], 1, true),
-            ("nothing in the second", &[(2, 0), (1, 0), (1, 0)], 1, false),
-            ("one byte a second", &[(1, 1), (1, 1), (1, 1), (1, 1)], 1, false),
-            ("just the floor", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB)], 1, true),
-            ("a byte below it", &[(2, 0), (1, 64 * KIB), (1, 64 * KIB - 1)], 1, false),
-            ("all at the end of the window", &[(2, 0), (2, 128 * KIB)], 1, true),
-            ("no waiting, few bytes", &[(2, 0), (0, 1), (0, 1), (0, 1)], 1, true),
-            ("a sixteenth of it among sixteen", &[(2, 0), (2, 8 * KIB)], 16, true),
-            ("less among sixteen", &[(2, 0), (2, 8 * KIB - 1)], 16, false),
-            ("one byte a second among many", &[(2, 0), (1, 1), (1, 1)], 64, false),
+        // Seconds waited, bytes that came then, and who shared the link; 64 KiB/s, windows of 2 s.
+        type Steps = &'static [(u32, u64, u64)];
+        let cases: [(&str, Steps, bool); 12] = [
+            ("nothing in the first window", &[(1, 0, 1), (1, 0, 1)], true),
+            ("nothing in the second", &[(2, 0, 1), (1, 0, 1), (1, 0, 1)], false),
+            ("one byte a second", &[(1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)], false),
+            ("just the floor", &[(2, 0, 1), (1, 64 * KIB, 1), (1, 64 * KIB, 1)], true),
+            ("a byte below it", &[(2, 0, 1), (1, 64 * KIB, 1), (1, 64 * KIB - 1, 1)], false),
+            ("all at the end of the window", &[(2, 0, 1), (2, 128 * KIB, 1)], true),
+            ("no waiting, few bytes", &[(2, 0, 1), (0, 1, 1), (0, 1, 1), (0, 1, 1)], true),
+            ("a sixteenth of it among sixteen", &[(2, 0, 16), (2, 8 * KIB, 16)], true),
+            ("less among sixteen", &[(2, 0, 16), (2, 8 * KIB - 1, 16)], false),
+            ("less among many", &[(2, 0, 64), (2, 8 * KIB - 1, 64)], false),
+            (
+                "the last of four that ended within the window",
+                &[(2, 0, 4), (1, 32 * KIB, 4), (1, 1, 1)],
+                true,
+            ),
+            (
+                "the same, but for a window alone",
+                &[(2, 0, 4), (1, 0, 4), (1, 32 * KIB, 1), (2, 1, 1)],
+                false,
+            ),
         ];
-        for (what, steps, sharing, passes) in cases {
+        for (what, steps, passes) in cases {
             let mut floor = Floor::new(64 * KIB, 2 * S);
             let result: Result<Vec<()>, TooSlow> = steps
                 .iter()
-                .map(|(waited, bytes)| floor.advance(S * *waited, *bytes, sharing))
+                .map(|(waited, bytes, sharing)| floor.advance(S * *waited, *bytes, *sharing))
                 .collect();
             assert_eq!(result.is_ok(), passes, "{what}");
         }

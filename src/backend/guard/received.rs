@@ -3,7 +3,9 @@
 //! Cancel-safe: a consumer that goes away drops all three, and nothing counts against upstream.
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -12,7 +14,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::backend::Fetched;
 use crate::backend::guard::breaker::Outcome;
-use crate::backend::guard::progress::Floor;
+use crate::backend::guard::progress::{Floor, SHARING_MAX};
 use crate::backend::guard::{Leave, SMALL_BODY_BYTES};
 use crate::entry::BodyError;
 use crate::telemetry::metrics::Upstream;
@@ -27,7 +29,7 @@ pub(super) struct Received {
     inner: Fetched,
     leave: Leave,
     /// Held until the body ends: what is limited is transfers, not questions.
-    seat: OwnedSemaphorePermit,
+    _seat: OwnedSemaphorePermit,
     floor: Floor,
     /// When a small body must be here.
     end: Option<Instant>,
@@ -55,7 +57,7 @@ impl Received {
             got: 0,
             waiting: None,
             is_done: false,
-            seat,
+            _seat: seat,
             inner,
             leave,
         };
@@ -67,11 +69,12 @@ impl Received {
     }
 
     fn on_piece(&mut self, piece: Bytes) -> Result<Bytes, BodyError> {
-        let waited = self.waiting.take().map(|(since, _)| since.elapsed()).unwrap_or_default();
+        let sharing = self.sharing();
+        let waited = self.stop_waiting().map(|since| since.elapsed()).unwrap_or_default();
         let size = piece.len() as u64;
         self.got += size;
         self.leave.upstream().bytes_in.add(size);
-        let pace = self.floor.advance(waited, size, self.sharing());
+        let pace = self.floor.advance(waited, size, sharing);
         if self.inner.len.is_some_and(|len| self.got >= len) {
             // Whoever counts bytes does not come back for the end.
             self.on_end();
@@ -84,13 +87,28 @@ impl Received {
         Ok(piece)
     }
 
-    /// How many gets are under way.
+    /// How many bodies wait for upstream's bytes, itself among them.
     fn sharing(&self) -> u64 {
-        let taken = self.leave.config().gets_max.max(1);
-        taken.saturating_sub(self.seat.semaphore().available_permits()) as u64
+        self.leave.waiting().load(Ordering::Relaxed).max(1) as u64
+    }
+
+    /// Since when it has been waiting, if it was.
+    fn stop_waiting(&mut self) -> Option<Instant> {
+        let (since, _) = self.waiting.take()?;
+        self.leave.waiting().fetch_sub(1, Ordering::Relaxed);
+        Some(since)
+    }
+
+    /// When a small body must be here: as much later as it shares the link with others.
+    fn end(&self) -> Option<Instant> {
+        let others = (self.sharing() - 1).min(SHARING_MAX);
+        let share = self.inner.len.unwrap_or(0).saturating_mul(others);
+        let floor = self.leave.config().floor_bytes_per_s.max(1);
+        self.end.map(|end| end + Duration::from_millis(share.saturating_mul(1000) / floor))
     }
 
     fn on_end(&mut self) {
+        self.stop_waiting();
         self.leave.settle(Outcome::Good);
         let took = self.first_byte.elapsed().as_secs_f64();
         if self.got >= MEASURED_FROM_BYTES && took > 0.0 && !self.is_done {
@@ -106,6 +124,7 @@ impl Received {
     }
 
     fn on_trouble(&mut self) {
+        self.stop_waiting();
         self.leave.upstream().failures.inc();
         self.leave.settle(Outcome::Trouble);
         self.is_done = true;
@@ -115,19 +134,33 @@ impl Received {
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         loop {
             let now = Instant::now();
-            let due = now + self.floor.left();
-            let due = self.end.map_or(due, |end| due.min(end));
-            let (since, timer) =
-                self.waiting.get_or_insert_with(|| (now, Box::pin(tokio::time::sleep_until(due))));
-            if timer.as_mut().poll(cx).is_pending() {
+            if self.waiting.is_none() {
+                self.leave.waiting().fetch_add(1, Ordering::Relaxed);
+                let due = now + self.floor.left();
+                let due = self.end().map_or(due, |end| due.min(end));
+                self.waiting = Some((now, Box::pin(tokio::time::sleep_until(due))));
+            }
+            let timer = self.waiting.as_mut().map(|(_, timer)| timer.as_mut());
+            if timer.is_none_or(|timer| timer.poll(cx).is_pending()) {
                 return Poll::Pending;
             }
-            let waited = now.saturating_duration_since(*since);
-            self.waiting = None;
-            let is_late = self.end.is_some_and(|end| now >= end);
-            if self.floor.advance(waited, 0, self.sharing()).is_err() || is_late {
+            let (sharing, end) = (self.sharing(), self.end());
+            let since = self.stop_waiting().unwrap_or(now);
+            let waited = now.saturating_duration_since(since);
+            let is_late = end.is_some_and(|end| now >= end);
+            if self.floor.advance(waited, 0, sharing).is_err() || is_late {
                 return Poll::Ready(self.on_stall());
             }
+        }
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.stop_waiting();
+        // Whoever goes away has had enough, or too little to say anything about upstream.
+        if !self.is_done && self.got >= SMALL_BODY_BYTES {
+            self.leave.settle(Outcome::Good);
         }
     }
 }
