@@ -178,6 +178,21 @@ impl Manifest {
         })
     }
 
+    /// Has `other` say where the frames of some rows are, as far as it knows.
+    pub fn take_places(&mut self, other: &Self, of: impl Fn(&Row) -> bool) {
+        let there: HashMap<Digest, Place> =
+            other.rows.iter().map(|row| (row.action, row.place)).collect();
+        let mut numbers: HashMap<PackRef, u32> = self.packs.iter().copied().zip(0..).collect();
+        for row in self.rows.iter_mut().filter(|row| of(row)) {
+            if let Some(place) = there.get(&row.action) {
+                row.place = place.renumbered(|number| {
+                    let pack = other.packs.get(number as usize)?;
+                    number_of(*pack, &mut self.packs, &mut numbers)
+                });
+            }
+        }
+    }
+
     /// Whether it lists an action that `other` does not.
     pub fn has_actions_for(&self, other: &Self) -> bool {
         let known: HashSet<Digest> = other.rows.iter().map(|row| row.action).collect();

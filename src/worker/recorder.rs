@@ -27,6 +27,8 @@ use crate::worker::uploader::Uploads;
 
 mod rows;
 
+use rows::Gathered;
+
 /// Helpers of one build come and go: what follows this quickly is written together.
 const QUIET: Duration = Duration::from_millis(300);
 /// Uploads of a session are given so long before its manifest is tried.
@@ -128,15 +130,15 @@ async fn write_one(
         return Ok(());
     };
     let began = Instant::now();
-    let manifest = rows::gather(cache, forecast, upstream, used).await?;
-    if manifest.rows.is_empty() {
+    let gathered = rows::gather(cache, forecast, upstream, used).await?;
+    if gathered.manifest.rows.is_empty() {
         return Ok(());
     }
-    let rows = manifest.rows.len();
+    let rows = gathered.manifest.rows.len();
     let mut has_news: fn(&Manifest, &Manifest) -> bool = Manifest::has_news_for;
     for _ in 0..ROUNDS_MAX {
         let round = Instant::now();
-        if !add(cache, forecast, upstream, &manifest, has_news).await? {
+        if !add(cache, forecast, upstream, &gathered, has_news).await? {
             break;
         }
         // Where frames are, each of two writers may go on to say differently, and both be right.
@@ -162,7 +164,7 @@ async fn add(
     cache: &Cache,
     forecast: &Arc<Forecast>,
     upstream: &Upstream,
-    manifest: &Manifest,
+    gathered: &Gathered,
     has_news: fn(&Manifest, &Manifest) -> bool,
 ) -> Result<bool, BackendError> {
     let aim = &forecast.aim;
@@ -179,14 +181,19 @@ async fn add(
         branch: aim.branch.to_string(),
         rows: Vec::new(),
     });
-    let is_told = there.as_ref().is_some_and(|there| !has_news(manifest, there));
+    let mut manifest = gathered.manifest.clone();
+    if let Some(there) = &there {
+        // What is only known from an older one of theirs does not go over a newer one.
+        manifest.take_places(there, |row| gathered.hearsay.contains(&row.action));
+    }
+    let is_told = there.as_ref().is_some_and(|there| !has_news(&manifest, there));
     let is_known = trail.rows.iter().any(|row| row.commit == *aim.commit);
     if is_told && is_known {
         return Ok(false);
     }
     let mut merged = match there {
-        Some(there) => manifest.clone().merge(there),
-        None => manifest.clone(),
+        Some(there) => manifest.merge(there),
+        None => manifest,
     };
     merged.complete |= is_complete(&merged, &trail);
     let row = row_of(&merged);

@@ -1,6 +1,6 @@
 //! The rows of a session's manifest, and the packs for frames that stand in none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::backend::{BackendError, Name, Space, Upload};
@@ -17,13 +17,19 @@ use crate::store::record;
 /// Outputs larger than this are not packed for a manifest's sake: their frames hardly ever fit.
 const OUTPUT_MAX: u64 = 8 * FRAME_MAX;
 
+/// A session's manifest, and the rows of it whose place is known from other manifests alone.
+pub(super) struct Gathered {
+    pub(super) manifest: Manifest,
+    pub(super) hearsay: HashSet<Digest>,
+}
+
 /// What was used, with where it stands; packs what stands nowhere yet.
 pub(super) async fn gather(
     cache: &Cache,
     forecast: &Arc<Forecast>,
     upstream: &Upstream,
     used: &[Digest],
-) -> Result<Manifest, BackendError> {
+) -> Result<Gathered, BackendError> {
     let (worker, aim) = (cache.clone(), forecast.aim.clone());
     let actions = used.to_vec();
     let found = cache.tasks().blocking("gather rows", move || {
@@ -46,8 +52,11 @@ pub(super) async fn gather(
         writer: cache.writer_name(),
         ..Manifest::default()
     };
-    let mut numbers = HashMap::new();
+    let (mut numbers, mut hearsay) = (HashMap::new(), HashSet::new());
     for (action, row) in found {
+        if is_hearsay(cache, realm, &row) {
+            hearsay.insert(action);
+        }
         let place = place(cache, realm, &row, &mut manifest.packs, &mut numbers);
         manifest.rows.push(Row {
             action,
@@ -60,7 +69,15 @@ pub(super) async fn gather(
             place,
         });
     }
-    Ok(manifest)
+    Ok(Gathered { manifest, hearsay })
+}
+
+/// Whether a frame's place was read in a manifest, and nobody here has sent it or seen its action.
+fn is_hearsay(cache: &Cache, realm: &Realm, row: &record::Row) -> bool {
+    match cache.frames().get(realm.id, &row.digest) {
+        Some(Standing::Packed(packed)) => packed.digest == Digest::EMPTY,
+        Some(Standing::Alone { .. }) | None => false,
+    }
 }
 
 fn place(
@@ -103,7 +120,7 @@ async fn pack_missing(
     found: &[(Digest, record::Row)],
 ) -> Result<(), BackendError> {
     let mut missing: Vec<record::Row> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for (_, row) in found {
         let is_missing = row.size > 0
             && row.size <= OUTPUT_MAX
@@ -128,7 +145,10 @@ async fn pack_missing(
 }
 
 /// A pack, with its outputs and where they are.
-type Filled = (Vec<u8>, Vec<(Digest, Slot)>);
+type Filled = (Vec<u8>, Vec<Sent>);
+
+/// An output, its frame's digest, and where in the pack it is.
+type Sent = (Digest, Digest, Slot);
 
 /// The next pack; None when nothing is left.
 fn fill(cache: &Cache, rows: &mut impl Iterator<Item = record::Row>) -> Option<Filled> {
@@ -139,7 +159,7 @@ fn fill(cache: &Cache, rows: &mut impl Iterator<Item = record::Row>) -> Option<F
         if let Some(frame) = cache.frame_of(&row)
             && let Ok(slot) = writer.push(row.digest, row.size, &frame)
         {
-            slots.push((row.digest, slot));
+            slots.push((row.digest, Digest::of(&frame), slot));
         }
         if writer.len() >= PACK_TARGET {
             break;
@@ -153,7 +173,7 @@ async fn send(
     realm: &Arc<Realm>,
     upstream: &Upstream,
     bytes: Vec<u8>,
-    slots: Vec<(Digest, Slot)>,
+    slots: Vec<Sent>,
 ) -> Result<(), BackendError> {
     let (pack, pack_size) = (Digest::of(&bytes), bytes.len() as u64);
     let name = Name { namespace: realm.namespace.clone(), space: Space::Cas, id: pack.to_string() };
@@ -164,9 +184,9 @@ async fn send(
         Err(error) => return Err(error),
     }
     cache.metrics().uploaded_bytes.add(pack_size);
-    for (output, slot) in slots {
+    for (output, digest, slot) in slots {
         let size = u64::from(slot.len);
-        let packed = Packed { digest: Digest::EMPTY, size, pack, pack_size, at: slot.offset };
+        let packed = Packed { digest, size, pack, pack_size, at: slot.offset };
         cache.frames().insert(realm.id, output, Standing::Packed(packed));
     }
     Ok(())

@@ -181,3 +181,43 @@ async fn a_manifest_whose_packs_are_gone_is_written_again() {
     assert_eq!(fetched, built.len() as u64);
     c.close().await;
 }
+
+/// A build whose places came from an older manifest wrote them over those of a build that had sent the
+/// frames again.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_of_places_does_not_go_over_what_was_sent() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 40);
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+    let reader = Machine::new(&backend);
+    let reading = reader.begin("c1");
+    reader.settled(&reading).await;
+    assert_eq!(reader.hits(Some(&reading), &built).await, 40);
+    for name in backend.names() {
+        if name.space == crate::backend::Space::Cas {
+            backend.remove(&name);
+        }
+    }
+    let b = Machine::new(&backend);
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    let again: Vec<_> = built.iter().rev().cloned().collect();
+    b.build(&b.realm(), &session, &again);
+    b.end(&session);
+    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
+    b.close().await;
+    let packs = || manifest_of(&backend, "c1").packs;
+    let sent = packs();
+    reader.build(&reader.realm(), &reading, &outputs(100, 2));
+    reader.end(&reading);
+    assert_eq!(reader.workers.flush(MINUTE).await, Flushed::default());
+    reader.close().await;
+    let manifest = manifest_of(&backend, "c1");
+    assert_eq!(manifest.rows.len(), 42, "and what it has built is added");
+    for row in manifest.rows.iter().filter(|row| built.iter().any(|b| b.action == row.action)) {
+        let crate::manifest::Place::Pack { pack, .. } = row.place else { panic!("{row:?}") };
+        assert!(sent.contains(&packs()[pack as usize]), "{row:?}");
+    }
+}
