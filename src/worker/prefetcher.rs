@@ -33,6 +33,8 @@ pub(in crate::worker) use sources::{name_of_manifest, name_of_trail};
 const STREAMS_MAX: usize = 16;
 const STREAMS_MIN: usize = 4;
 const AHEAD_MS: f64 = 400.0;
+/// Frames that are under way at once; each stands in memory until it is whole.
+const UNDER_WAY_MAX: u64 = 32 << 20;
 
 pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let mut shutdown = cache.tasks().shutdown_signal();
@@ -115,33 +117,34 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
     // Parts of objects that come whole or not at all.
     let mut returned: Vec<Unit> = Vec::new();
     // Outputs that are on their way take room too; frames take the link.
-    let (mut coming, mut asked) = (0, 0);
+    let (mut coming, mut width) = (0, Width::default());
     loop {
-        while returned.is_empty()
-            && has_width(flying.len(), asked, forecast.bytes_per_ms())
-            && forecast.is_wanted()
-        {
+        while returned.is_empty() && forecast.is_wanted() {
+            let Some(unit) = waiting.front() else { break };
+            let (size, more) = (unit.size(), Width::of(unit));
+            if !width.has_room_for(more, forecast.bytes_per_ms()) {
+                break;
+            }
             let Some(unit) = waiting.pop_front() else { break };
-            let (size, frames) = (unit.size(), unit.frame_bytes());
             if cache.store().has_room(size.saturating_add(coming)) {
                 coming += size;
-                asked += frames;
+                width.add(more);
                 let fetching = stream::fetch(cache.clone(), forecast.clone(), unit, end.clone());
-                flying.push(fetching.map(move |unit| (unit, size, frames)));
+                flying.push(fetching.map(move |unit| (unit, size, more)));
             } else {
                 leave(forecast, &unit);
             }
         }
-        let Some((unit, size, frames)) = flying.next().await else {
+        let Some((unit, size, less)) = flying.next().await else {
             if returned.is_empty() {
                 break;
             }
             // All parts that were asked for are back: none is asked for twice.
-            waiting = plan::whole(returned.drain(..).chain(waiting.drain(..))).into();
+            waiting = plan::whole(std::mem::take(&mut returned), waiting).into();
             continue;
         };
         coming -= size;
-        asked -= frames;
+        width.take(less);
         returned.extend(unit);
     }
     // Whoever needs what is left asks for it.
@@ -158,10 +161,35 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
     is_cut
 }
 
-/// Whether one more unit may be under way beside so many, with so many bytes of frames.
-fn has_width(flying: usize, asked: u64, bytes_per_ms: f64) -> bool {
-    let is_enough = bytes_per_ms > 0.0 && asked as f64 > bytes_per_ms * AHEAD_MS;
-    flying < if is_enough { STREAMS_MIN } else { STREAMS_MAX }
+/// What is under way: requests, and the bytes that they bring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Width {
+    requests: usize,
+    bytes: u64,
+}
+
+impl Width {
+    fn of(unit: &Unit) -> Self {
+        Self { requests: unit.requests(), bytes: unit.link_bytes() }
+    }
+
+    const fn add(&mut self, more: Self) {
+        self.requests += more.requests;
+        self.bytes += more.bytes;
+    }
+
+    const fn take(&mut self, less: Self) {
+        self.requests -= less.requests;
+        self.bytes -= less.bytes;
+    }
+
+    /// Whether so much more may be under way, on a link that carries so many bytes, if that is known.
+    fn has_room_for(self, more: Self, bytes_per_ms: f64) -> bool {
+        let is_enough = bytes_per_ms > 0.0 && self.bytes as f64 > bytes_per_ms * AHEAD_MS;
+        let most = if is_enough { STREAMS_MIN } else { STREAMS_MAX };
+        let fits = self.bytes.saturating_add(more.bytes) <= UNDER_WAY_MAX;
+        self.requests == 0 || self.requests < most && fits
+    }
 }
 
 fn leave(forecast: &Forecast, unit: &Unit) {

@@ -1,6 +1,6 @@
 //! What is fetched, in which order: entries that are not here, by where their frames stand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -38,6 +38,13 @@ pub(super) struct Part {
     before: u64,
 }
 
+impl Part {
+    /// Of a frame whose place nobody says, as far as its output tells.
+    fn expected_bytes(&self) -> u64 {
+        self.expected.first().map_or(0, |expected| frame_bytes(&expected.row))
+    }
+}
+
 /// What one request brings.
 pub(super) struct Unit {
     pub(super) realm: Arc<Realm>,
@@ -54,9 +61,20 @@ impl Unit {
         self.parts.iter().map(|part| part.first).min().unwrap_or(usize::MAX)
     }
 
-    /// Of the frames that are cut out of it.
-    pub(super) fn frame_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.at.end - part.at.start).fold(0, u64::saturating_add)
+    /// Requests that it takes.
+    pub(super) fn requests(&self) -> usize {
+        if self.name.is_some() { 1 } else { self.parts.len() }
+    }
+
+    /// What comes over the link for it: of an object that comes whole, all up to its last frame.
+    pub(super) fn link_bytes(&self) -> u64 {
+        match (&self.name, &self.part) {
+            (Some(_), Some(part)) => part.end.saturating_sub(part.start),
+            (Some(_), None) => self.parts.iter().map(|part| part.at.end).max().unwrap_or(0),
+            (None, _) => {
+                self.parts.iter().map(|part| part.expected_bytes()).fold(0, u64::saturating_add)
+            }
+        }
     }
 
     /// Of the outputs that it brings.
@@ -240,14 +258,16 @@ fn spans(mut parts: Vec<Part>) -> Vec<Vec<Part>> {
     spans
 }
 
-/// For an upstream that knows no ranges: one request for each object, which brings all that is wanted
-/// of it. In order of first use.
-pub(super) fn whole(units: impl IntoIterator<Item = Unit>) -> Vec<Unit> {
+/// What waits, and what came back because its upstream knows no ranges: from there, one request for
+/// each object, which brings all that is wanted of it. In order of first use.
+pub(super) fn whole(returned: Vec<Unit>, waiting: impl IntoIterator<Item = Unit>) -> Vec<Unit> {
+    let without_ranges: HashSet<RealmId> = returned.iter().map(|unit| unit.realm.id).collect();
     let mut merged: Vec<Unit> = Vec::new();
     let mut places: HashMap<(RealmId, Name), usize> = HashMap::new();
-    for mut unit in units {
+    for mut unit in returned.into_iter().chain(waiting) {
         let place = unit.name.clone().map(|name| (unit.realm.id, name));
-        if unit.part.take().is_some()
+        if without_ranges.contains(&unit.realm.id)
+            && unit.part.take().is_some()
             && let Some(place) = place
         {
             if let Some(at) = places.get(&place) {

@@ -51,10 +51,20 @@ pub(super) async fn fetch(
     let got = receive(&cache, &forecast, unit, start, fetched, &end).await;
     let took = cache.clock().elapsed().saturating_sub(headed);
     if got >= MEASURED_FROM && took > Duration::ZERO {
-        cache.learn_transfer(&upstream, got, took);
+        cache.learn_transfer(&upstream, got, took.min(alone(&forecast, got)));
     }
     tracing::trace!(got, ms = (headed - began).as_millis(), "a unit came");
     None
+}
+
+/// How long so many bytes would take if nothing else came: many streams share the link.
+fn alone(forecast: &Forecast, bytes: u64) -> Duration {
+    let together = forecast.bytes_per_ms();
+    if together > 0.0 {
+        Duration::from_secs_f64(bytes as f64 / together / 1000.0)
+    } else {
+        Duration::MAX
+    }
 }
 
 /// Cuts frames out of what arrives; how many bytes that were.

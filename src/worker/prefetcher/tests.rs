@@ -10,7 +10,7 @@ use crate::cache::forecast::Forecast;
 use crate::cache::realm::Wanted;
 use crate::manifest::Place;
 use crate::worker::Flushed;
-use crate::worker::prefetcher::{STREAMS_MAX, has_width};
+use crate::worker::prefetcher::{STREAMS_MAX, Width};
 use crate::worker::uploader::bench::until;
 
 mod damage;
@@ -66,19 +66,32 @@ async fn what_a_session_used_is_there_before_another_machine_asks() {
 
 #[test]
 fn the_first_requests_are_many_and_later_ones_as_many_as_the_link_carries() {
-    let mib = 1 << 20;
-    assert!(has_width(15, 100 * mib, 0.0), "nothing is known yet");
-    assert!(!has_width(16, 0, 0.0));
+    const MIB: u64 = 1 << 20;
+    let has_room = |requests, mib, (more, more_mib), bytes_per_ms| {
+        let width = Width { requests, bytes: mib * MIB };
+        width.has_room_for(Width { requests: more, bytes: more_mib * MIB }, bytes_per_ms)
+    };
+    assert!(has_room(15, 20, (1, 2), 0.0), "nothing is known yet");
+    assert!(!has_room(16, 0, (1, 0), 0.0));
     // 10 Mbit/s bring half a megabyte in the time.
-    assert!(!has_width(4, mib, 1250.0));
-    assert!(has_width(3, mib, 1250.0), "one that waits for its answer leaves the link to others");
+    assert!(!has_room(4, 1, (1, 1), 1250.0));
+    assert!(
+        has_room(3, 1, (1, 1), 1250.0),
+        "one that waits for its answer leaves the link to others"
+    );
     // 1 Gbit/s.
-    assert!(has_width(15, 30 * mib, 125_000.0));
+    assert!(has_room(15, 30, (1, 2), 125_000.0));
+    // Frames stand in memory until they are whole.
+    assert!(!has_room(5, 30, (1, 8), 0.0));
+    assert!(has_room(0, 0, (1, 64), 0.0), "one may be as large as it is");
+    // Eight that are asked for one by one are eight.
+    assert!(has_room(8, 0, (8, 0), 0.0) && !has_room(16, 0, (8, 0), 0.0));
 }
 
-/// Each part of a pack was cut out of the whole, which came again for the next part.
+/// Each part of a pack was cut out of the whole, which came again for the next part. Now what was
+/// asked for at first may come twice, and no more.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_without_ranges_sends_each_pack_once() {
+async fn an_upstream_without_ranges_is_asked_for_whole_packs() {
     let backend = Arc::new(MemoryBackend::new());
     let built = many();
     let a = Machine::new(&backend);
