@@ -2,8 +2,9 @@
 //!
 //! M5: at least nginx's rate, p99 no worse. `wrk` makes the load and shares the machine with who is
 //! measured, so rates are shares of processor time; rounds alternate, and the processor time of an
-//! answer stands beside them. A second table has the unix
-//! socket, with a small generator of our own, since `wrk` knows none.
+//! answer stands beside them. A second table has the unix socket, with a small generator of our own,
+//! since `wrk` knows none; a third one keeps servers and generator on cores of their own, so that its
+//! p99 is the server's and not the length of the scheduler's turns.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
 #[path = "../tests/support/mod.rs"]
@@ -88,8 +89,56 @@ fn main() {
          `wrk -t{THREADS} --latency`; `{}`",
         Plan::command("load")
     ));
-    over_tcp(plan, &wrk, &servers, &daemon);
+    let runs = plan.runs(9, 1);
+    over_tcp(plan, runs, &Generator::shared(&wrk), &servers, &daemon);
     over_both(plan, &servers, &daemon.socket());
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 2) {
+        servers.iter().for_each(|server| keep_on_core(server.pid, "1"));
+        over_tcp(plan, runs, &Generator::apart(&wrk), &servers, &daemon);
+    }
+}
+
+/// `wrk`, and how it shares the machine with who is measured.
+struct Generator<'a> {
+    wrk: &'a Path,
+    title: &'static str,
+    threads: usize,
+    connections: &'static [usize],
+    core: Option<&'static str>,
+}
+
+impl<'a> Generator<'a> {
+    const fn shared(wrk: &'a Path) -> Self {
+        let title = "Hot GET over TCP; target: rate ≥ 1 × nginx, p99 ≤ 1 × nginx";
+        Self { wrk, title, threads: THREADS, connections: &[THREADS, 16], core: None }
+    }
+
+    /// On the first core, while the servers have the second.
+    const fn apart(wrk: &'a Path) -> Self {
+        let title = "The same, the servers on one core, `wrk` with one thread on another";
+        Self { wrk, title, threads: 1, connections: &[16], core: Some("0") }
+    }
+
+    fn command(&self) -> Command {
+        let Some(core) = self.core else { return Command::new(self.wrk) };
+        let mut command = Command::new("taskset");
+        command.args(["-c", core]).arg(self.wrk);
+        command
+    }
+}
+
+/// All threads of a process and of its children.
+fn keep_on_core(pid: u32, core: &str) {
+    for pid in std::iter::once(pid).chain(children(pid)) {
+        let output =
+            Command::new("taskset").args(["-a", "-c", "-p", core]).arg(pid.to_string()).output();
+        assert!(output.is_ok_and(|output| output.status.success()), "taskset moves {pid}");
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    children.unwrap_or_default().split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
 /// Bytes that do not compress away and differ from each other.
@@ -97,11 +146,16 @@ fn body(size: usize) -> Vec<u8> {
     (0..size).map(|at| u8::try_from((at * 31 + at / 251) % 256).expect("a byte")).collect()
 }
 
-fn over_tcp(plan: Plan, wrk: &Path, servers: &[Server; 2], daemon: &Daemon) {
+fn over_tcp(
+    plan: Plan,
+    runs: usize,
+    generator: &Generator<'_>,
+    servers: &[Server; 2],
+    daemon: &Daemon,
+) {
     let seconds = if plan.is_short() { 1 } else { 2 };
-    let runs = plan.runs(9, 1);
     let mut table = Table::new(
-        "Hot GET over TCP; target: rate ≥ 1 × nginx, p99 ≤ 1 × nginx",
+        generator.title,
         &[
             "body",
             "connections",
@@ -120,13 +174,13 @@ fn over_tcp(plan: Plan, wrk: &Path, servers: &[Server; 2], daemon: &Daemon) {
         ],
     );
     for (name, _) in BODIES {
-        for connections in [THREADS, 16] {
+        for connections in generator.connections {
             let mut told: [Vec<Told>; 2] = [Vec::new(), Vec::new()];
             let before = daemon.count("requests/kv/hit_memory");
             interleave(&[0, 1], runs, |at| {
                 let url = format!("http://{}/kv/{name}", servers[*at].addr);
                 let before = processor_us(servers[*at].pid);
-                let mut run = load(wrk, &url, connections, seconds);
+                let mut run = load(generator, &url, *connections, seconds);
                 run.cpu_us = (processor_us(servers[*at].pid) - before) / run.requests as f64;
                 told[*at].push(run);
                 run.per_second
@@ -134,7 +188,7 @@ fn over_tcp(plan: Plan, wrk: &Path, servers: &[Server; 2], daemon: &Daemon) {
             let asked: u64 = told[0].iter().map(|run| run.requests).sum();
             let hits = daemon.count("requests/kv/hit_memory") - before;
             assert!(hits >= asked, "{hits} hits in memory of {asked} requests");
-            table.row(row(name, connections, &told));
+            table.row(row(name, *connections, &told));
         }
     }
     table.print();
@@ -167,9 +221,9 @@ fn row(name: &str, connections: usize, told: &[Vec<Told>; 2]) -> Vec<String> {
 }
 
 /// One run of `wrk`; anything but answers with 200 is a panic.
-fn load(wrk: &Path, url: &str, connections: usize, seconds: u32) -> Told {
-    let mut command = Command::new(wrk);
-    command.arg(format!("-t{THREADS}")).arg(format!("-c{connections}"));
+fn load(generator: &Generator<'_>, url: &str, connections: usize, seconds: u32) -> Told {
+    let mut command = generator.command();
+    command.arg(format!("-t{}", generator.threads)).arg(format!("-c{connections}"));
     command.arg(format!("-d{seconds}s")).args(["--latency", url]).stdin(Stdio::null());
     let output = command.output().expect("wrk starts");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -194,16 +248,13 @@ fn read(text: &str) -> Option<Told> {
 /// What a process and its children have had of the processors. Unlike rates, this does not depend on
 /// who else wants them.
 fn processor_us(pid: u32) -> f64 {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let children = children.unwrap_or_default();
-    let all = children.split_whitespace().filter_map(|child| child.parse().ok());
     let ticks = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // After the name, which may hold anything: state, ten numbers, then user and system time.
         let mut numbers = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
         Some(numbers.next()?.parse::<f64>().ok()? + numbers.next()?.parse::<f64>().ok()?)
     };
-    let total: f64 = std::iter::once(pid).chain(all).filter_map(ticks).sum();
+    let total: f64 = std::iter::once(pid).chain(children(pid)).filter_map(ticks).sum();
     total * TICK_US
 }
 
