@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench cold_runner -- [--what module,std,stdcmd,test,nothing,history]
-//!     [--rtt 50,20,5,100] [--mbit 1000,100] [--runs N] [--long] [--short]
+//!     [--rtt 50,20,5,100] [--mbit 1000,100] [--rows none,larder,…] [--runs N] [--long] [--short]
 //! ```
 //!
 //! `module`, `std`, `stdcmd`, `test`: what is built (M3, `cold/links.rs`). Rows: no cache at all, go's
@@ -10,7 +10,7 @@
 //! one that holds five times as much, and larder with another larder far away. The bound is computed,
 //! not built: the floor helper's warm build, then one stream of the outputs that the build uses, each
 //! as a zstd frame of level 3, through the same simulated network, and two round trips to learn of
-//! them. `nothing`: nothing can be gained (M4, `cold/nothing.rs`). `history`: commit after commit (M10,
+//! them. `--rows` leaves out rows that do not begin with one of its words. `nothing`: nothing can be gained (M4, `cold/nothing.rs`). `history`: commit after commit (M10,
 //! `cold/history.rs`), 20 of them, with `--long` 200. Without `--what`: module, stdcmd and nothing;
 //! with `--short` the module alone, and all smaller.
 
@@ -56,6 +56,8 @@ struct Options {
     what: Vec<String>,
     rtts: Vec<u64>,
     mbits: Vec<u64>,
+    /// Beginnings of their names; None: all.
+    rows: Option<Vec<String>>,
     is_long: bool,
 }
 
@@ -78,8 +80,13 @@ impl Options {
             what: list("--what", "module,stdcmd,nothing", "module"),
             rtts: numbers("--rtt", "50,20,5,100", "50"),
             mbits: numbers("--mbit", "1000,100", "1000"),
+            rows: option("--rows").map(|words| words.split(',').map(str::to_owned).collect()),
             is_long: flag("--long"),
         }
+    }
+
+    fn has_row(&self, name: &str) -> bool {
+        self.rows.as_ref().is_none_or(|rows| rows.iter().any(|row| name.starts_with(row.as_str())))
     }
 
     fn links(&self) -> impl Iterator<Item = Link> {

@@ -16,7 +16,7 @@ use super::builds::{self, Builder};
 use super::central::{Central, FIVE, TARBALL};
 use super::machine::{Account, Machine};
 use super::measure::Scale;
-use super::module::{MAIN, Module};
+use super::module::{MAIN, Module, set_aside};
 use super::stream;
 use super::wan::{Link, Wan};
 use super::what::What;
@@ -146,9 +146,7 @@ impl<'a> Runner<'a> {
     /// The same with an empty home.
     pub(crate) fn fresh(&self, home: &str, branch: &str) -> Builder<'a> {
         let builder = self.clone(home, branch);
-        if builder.home.exists() {
-            fs::remove_dir_all(&builder.home).expect("a home can be removed");
-        }
+        set_aside(&builder.home);
         fs::create_dir_all(&builder.home).expect("a home can be made");
         builder
     }

@@ -3,6 +3,7 @@
 //! Each is a flight from the moment that it is planned, so that whoever asks joins it. A worker
 //! plans and fetches; here are the steps that touch the tiers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,6 +18,9 @@ use crate::entry::{Digest, Key, Meta, RealmId, Why};
 use crate::manifest::{self, Row};
 use crate::store::file::Finished;
 use crate::store::record::Place;
+
+/// Outputs up to this size are unpacked in memory and written as a whole; few at a time.
+const AT_ONCE_MAX: u64 = 8 << 20;
 
 /// An entry that is on its way. Dropping it tells whoever waits for it to ask.
 #[derive(Debug)]
@@ -110,9 +114,15 @@ impl Cache {
         if !self.inner.store.has_room(size) {
             return None;
         }
-        let mut unpacking = Unpacking::new(self.inner.store.stage(), size).ok()?;
-        let fed = frame.iter().try_for_each(|piece| unpacking.feed(piece));
-        let finished = fed.and_then(|()| unpacking.finish()).ok()?;
+        let finished = if size <= AT_ONCE_MAX {
+            // Never more than the row says: there is no room for it.
+            let output = zstd::bulk::decompress(&whole(frame), usize::try_from(size).ok()?);
+            Finished::of(output.ok()?)
+        } else {
+            let mut unpacking = Unpacking::new(self.inner.store.stage(), size).ok()?;
+            let fed = frame.iter().try_for_each(|piece| unpacking.feed(piece));
+            fed.and_then(|()| unpacking.finish()).ok()?
+        };
         if finished.digest != *output || finished.size != size {
             self.inner.metrics.corrupt.inc();
             tracing::warn!(%output, "upstream: a frame that is not what the manifest says was not taken");
@@ -172,5 +182,13 @@ impl Cache {
             Err(End::Failed(why)) => Err(why),
             Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
         }
+    }
+}
+
+/// The pieces in one.
+fn whole(frame: &[Bytes]) -> Cow<'_, [u8]> {
+    match frame {
+        [piece] => Cow::Borrowed(piece),
+        pieces => Cow::Owned(pieces.concat()),
     }
 }

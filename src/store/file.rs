@@ -79,7 +79,7 @@ impl Staged {
                 self.held.extend_from_slice(bytes);
                 return Ok(());
             }
-            let (path, file) = create_temp(&self.layout)?;
+            let (path, file) = create_temp(&self.layout.tmp())?;
             (&*file).write_all(&std::mem::take(&mut self.held))?;
             self.file = Some((path, file));
         }
@@ -114,6 +114,11 @@ impl Staged {
 }
 
 impl Finished {
+    /// A body that is here as a whole; hashes it.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self { digest: Digest::of(&bytes), size: bytes.len() as u64, bytes, file: None }
+    }
+
     /// The body, if it was small enough to be held in memory.
     pub fn inline(&self) -> Option<&[u8]> {
         self.file.is_none().then_some(&self.bytes)
@@ -129,7 +134,10 @@ impl Finished {
         let (temp, file) = match self.file.take() {
             Some(staged) => staged,
             None => {
-                let (path, file) = create_temp(layout)?;
+                // Where it is to be: a move to another directory waits for all others of the file
+                // system, and one directory for all new files is a lock for all writers.
+                let beside = target.parent().unwrap_or(&target);
+                let (path, file) = create_temp(beside)?;
                 (&*file).write_all(&self.bytes)?;
                 (path, file)
             }
@@ -139,9 +147,10 @@ impl Finished {
     }
 }
 
-fn create_temp(layout: &Layout) -> io::Result<(TempPath, Arc<File>)> {
+/// No name of a digest, so that the sweep of orphans knows it if its writer dies.
+fn create_temp(dir: &Path) -> io::Result<(TempPath, Arc<File>)> {
     let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed);
-    let path = layout.tmp().join(format!("{}-{name}", std::process::id()));
+    let path = dir.join(format!("{}-{name}", std::process::id()));
     let file = File::options().read(true).write(true).create_new(true).mode(0o444).open(&path)?;
     Ok((TempPath(path), Arc::new(file)))
 }
