@@ -199,6 +199,16 @@ pub trait Backend: Send + Sync {
         self.get(name)
     }
 
+    /// The same of a part, and less where the value ends within it. `Ok(None)`: it does not exist, or
+    /// ends before the part begins.
+    fn get_fresh_part<'a>(
+        &'a self,
+        name: &'a Name,
+        _part: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
+        Box::pin(async { Ok(self.get_fresh(name).await?.map(FetchedPart::whole)) })
+    }
+
     /// A part of a body. `Ok(None)`: it does not exist, or ends before the part does.
     fn get_part<'a>(
         &'a self,

@@ -154,6 +154,7 @@ impl Guard {
                 Want::Part(part) => self.inner.get_part(name, part).await,
                 Want::Whole => Ok(self.inner.get(name).await?.map(FetchedPart::whole)),
                 Want::Fresh => Ok(self.inner.get_fresh(name).await?.map(FetchedPart::whole)),
+                Want::FreshPart(part) => self.inner.get_fresh_part(name, part).await,
             }
         };
         let first = get().await;
@@ -224,6 +225,14 @@ impl Backend for Guard {
         name: &'a Name,
     ) -> BoxFuture<'a, Result<Option<Fetched>, BackendError>> {
         self.guarded_get(name, Want::Fresh).map(whole).boxed()
+    }
+
+    fn get_fresh_part<'a>(
+        &'a self,
+        name: &'a Name,
+        part: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
+        self.guarded_get(name, Want::FreshPart(part)).boxed()
     }
 
     fn get_part<'a>(
@@ -308,9 +317,10 @@ impl Shared {
 #[derive(Clone)]
 enum Want {
     Whole,
-    /// The same, as it is now at its source.
-    Fresh,
     Part(Range<u64>),
+    /// The same, as they are now at their source.
+    Fresh,
+    FreshPart(Range<u64>),
 }
 
 type Got<T> = Result<Option<T>, BackendError>;

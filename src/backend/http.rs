@@ -44,6 +44,8 @@ const DRAIN_MAX: usize = 64 << 10;
 const DRAIN_WAIT: Duration = Duration::from_millis(100);
 /// Enough to hide a round trip; eight more questions at a time would crowd out the builds' own.
 const HEADS_AT_ONCE: usize = 8;
+/// Asks caches on the way for what is at the source.
+const NO_CACHE: &str = "no-cache";
 /// Set by a larder that is upstream of this one, where a miss is not absence.
 const MISS_HEADER: &str = "larder-miss";
 
@@ -78,7 +80,7 @@ impl HttpBackend {
     async fn fetch(&self, name: &Name, is_fresh: bool) -> Result<Option<Fetched>, BackendError> {
         let mut request = self.clients.shared.get(url_of(&self.base, name)?);
         if is_fresh {
-            request = request.header(CACHE_CONTROL, "no-cache");
+            request = request.header(CACHE_CONTROL, NO_CACHE);
         }
         let response = clients::send(request).await?;
         if response.status() == StatusCode::OK {
@@ -91,6 +93,7 @@ impl HttpBackend {
         &self,
         name: &Name,
         part: Range<u64>,
+        is_fresh: bool,
     ) -> Result<Option<FetchedPart>, BackendError> {
         let part_of = |fetched| Some(FetchedPart { is_whole: false, fetched });
         if part.is_empty() {
@@ -98,8 +101,11 @@ impl HttpBackend {
             return Ok(part_of(fetched));
         }
         let wanted = format!("bytes={}-{}", part.start, part.end - 1);
-        let response = self.clients.part(&url_of(&self.base, name)?, &wanted).await?;
+        let response = self.clients.part(&url_of(&self.base, name)?, &wanted, is_fresh).await?;
         match response.status() {
+            StatusCode::PARTIAL_CONTENT if is_fresh => {
+                part::answered_up_to(response, &part).map(part_of)
+            }
             StatusCode::PARTIAL_CONTENT => part::answered(response, &part).map(part_of),
             // It knows no ranges.
             StatusCode::OK => fetched(response).map(FetchedPart::whole).map(Some),
@@ -161,12 +167,20 @@ impl Backend for HttpBackend {
         self.fetch(name, true).boxed()
     }
 
+    fn get_fresh_part<'a>(
+        &'a self,
+        name: &'a Name,
+        part: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
+        self.fetch_part(name, part, true).boxed()
+    }
+
     fn get_part<'a>(
         &'a self,
         name: &'a Name,
         part: Range<u64>,
     ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
-        self.fetch_part(name, part).boxed()
+        self.fetch_part(name, part, false).boxed()
     }
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {

@@ -218,6 +218,23 @@ impl Backend for MemoryBackend {
         .boxed()
     }
 
+    fn get_fresh_part<'a>(
+        &'a self,
+        name: &'a Name,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Option<FetchedPart>, BackendError>> {
+        async move {
+            let Some(fetched) = self.fetch(name).await? else { return Ok(None) };
+            if self.is_without_ranges.load(Ordering::Relaxed) {
+                return Ok(Some(FetchedPart::whole(fetched)));
+            }
+            let end = fetched.len.unwrap_or(range.end).min(range.end);
+            let part = (range.start < end).then(|| part::cut(fetched, range.start..end)).flatten();
+            Ok(part.map(|fetched| FetchedPart { is_whole: false, fetched }))
+        }
+        .boxed()
+    }
+
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
         self.store(name, body).boxed()
     }

@@ -204,7 +204,7 @@ impl Cache {
         self.collect(name, upstream.backend.get_fresh(name).await, limit).await
     }
 
-    async fn collect(
+    pub(super) async fn collect(
         &self,
         name: &Name,
         answer: Result<Option<Fetched>, BackendError>,

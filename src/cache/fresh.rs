@@ -1,21 +1,28 @@
 //! Values that change in place, for clients that want no old one: manifests and trails, which
 //! builds elsewhere write on. Everything else says the same for ever, and is answered by the tiers.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 
 use crate::backend::Name;
 use crate::cache::Cache;
 use crate::cache::flight::{Arrival, End, Joined, Leader};
 use crate::cache::realm::{Realm, Upstream};
-use crate::entry::{Blob, Body, Class, Digest, Found, Key, Kind, Lookup, Meta};
+use crate::entry::{Blob, Body, Class, Digest, Found, Key, Kind, Lookup, Meta, Why};
 use crate::manifest;
 use crate::telemetry::metrics::Protocol;
 
 /// How long upstream may take to say what is new. Then what is here is better than nothing.
 const FRESH_WAIT: Duration = Duration::from_secs(2);
+
+/// What a new connection brings with the first answer, its head aside: ten segments less.
+const FIRST_WINDOW: u64 = 13 << 10;
+/// Parts that are asked for at once, each on a connection that a prefetch will use.
+const PARTS: u64 = 12;
 
 /// So much of a value tells what it is.
 const HEAD: u64 = 64;
@@ -85,4 +92,71 @@ impl Cache {
         };
         leader.end(end);
     }
+
+    /// A value of up to some megabytes, as it is now at its source, in as few round trips as can be.
+    /// A new connection brings little at first, so that all of it on one would take several: parts
+    /// come on many. Parts of two versions are told by who reads the value.
+    pub async fn read_in_parts(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, Why> {
+        let mut value = Vec::new();
+        // Windows are twice as wide when they have been filled once.
+        for len in [FIRST_WINDOW, 2 * FIRST_WINDOW] {
+            let from = value.len() as u64;
+            let parts = (0..PARTS).map(|n| from + n * len..from + (n + 1) * len);
+            let parts = parts.map(|part| self.read_part(upstream, name, part));
+            for (n, part) in join_all(parts).await.into_iter().enumerate() {
+                match part? {
+                    Part::Whole(whole) => return Ok(Some(whole)),
+                    Part::None if from == 0 && n == 0 => return Ok(None),
+                    Part::None => return Ok(Some(value)),
+                    Part::Some(bytes) => {
+                        value.extend_from_slice(&bytes);
+                        if (bytes.len() as u64) < len {
+                            return Ok(Some(value));
+                        }
+                    }
+                }
+            }
+        }
+        let rest = value.len() as u64..limit;
+        match self.read_part(upstream, name, rest).await? {
+            Part::Whole(whole) => return Ok(Some(whole)),
+            Part::Some(bytes) => value.extend_from_slice(&bytes),
+            Part::None => {}
+        }
+        Ok(Some(value))
+    }
+
+    async fn read_part(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        part: Range<u64>,
+    ) -> Result<Part, Why> {
+        let limit = part.end;
+        let answer = upstream.backend.get_fresh_part(name, part).await;
+        let is_whole = matches!(&answer, Ok(Some(part)) if part.is_whole);
+        let answer = answer.map(|found| found.map(|found| found.fetched));
+        // A whole one may be longer than the part.
+        let limit = if is_whole { manifest::SIZE_MAX as u64 } else { limit };
+        match self.collect(name, answer, limit).await {
+            Ok(bytes) if is_whole => Ok(Part::Whole(bytes)),
+            Ok(bytes) => Ok(Part::Some(bytes)),
+            Err(End::Failed(Why::Absent)) => Ok(Part::None),
+            Err(End::Failed(why)) => Err(why),
+            Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
+        }
+    }
+}
+
+/// What came of a part.
+enum Part {
+    Some(Vec<u8>),
+    /// Its upstream knows no parts.
+    Whole(Vec<u8>),
+    None,
 }

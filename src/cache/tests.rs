@@ -11,6 +11,10 @@ use crate::entry::Incoming;
 use crate::store::{self, Limit};
 
 fn cache(dir: &std::path::Path) -> Cache {
+    cache_before(dir, Arc::new(MemoryBackend::new()))
+}
+
+fn cache_before(dir: &std::path::Path, backend: Arc<MemoryBackend>) -> Cache {
     let (metrics, clock) = (Arc::new(Metrics::default()), Clock::system());
     let store = store::Config {
         dir: dir.join("store"),
@@ -27,7 +31,6 @@ fn cache(dir: &std::path::Path) -> Cache {
         frontends: Vec::new(),
         classes: Vec::new(),
     };
-    let backend = Arc::new(MemoryBackend::new());
     let upstream =
         Upstream { name: "main".into(), url: "http://main".into(), backend, writes: false };
     Cache::new(config, store, vec![upstream], Tasks::new(), metrics, clock)
@@ -56,4 +59,30 @@ async fn a_large_file_is_not_hashed_by_the_request_that_asks_for_it() {
     assert_eq!(asked.await, Ok(Some(8 << 20)));
     touch();
     assert_eq!(put(body.clone()).await.unwrap(), PutDone::Known);
+}
+
+#[tokio::test]
+async fn a_value_is_read_in_parts_whatever_its_length() {
+    const KIB: usize = 1 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Arc::new(MemoryBackend::new());
+    let cache = cache_before(dir.path(), backend.clone());
+    let upstream = cache.realms().upstreams()[0].clone();
+    let name = Name { namespace: "".into(), space: crate::backend::Space::Ac, id: "x".into() };
+    let read = async |limit| cache.read_in_parts(&upstream, &name, limit).await;
+    assert_eq!(read(1 << 20).await, Ok(None));
+    // Around the ends of parts, of the first and of the second round.
+    let round = 12 * 13 * KIB;
+    let lens =
+        [1, 13 * KIB - 1, 13 * KIB, 13 * KIB + 1, round, round + 1, 3 * round, 3 * round + 7];
+    for len in lens {
+        let value: Vec<u8> = (0..len).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+        backend.insert(name.clone(), value.clone());
+        let before = backend.calls(&name).gets;
+        assert!(read(1 << 20).await == Ok(Some(value.clone())), "{len}");
+        let gets = backend.calls(&name).gets - before;
+        assert_eq!(gets == 12, len < round, "{gets} questions for {len} bytes");
+    }
+    backend.forget_ranges();
+    assert_eq!(read(1 << 20).await.unwrap().unwrap().len(), 3 * round + 7);
 }

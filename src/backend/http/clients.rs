@@ -4,11 +4,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::header::{HeaderMap, RANGE};
+use http::header::{CACHE_CONTROL, HeaderMap, RANGE};
 use reqwest::{Client, RequestBuilder, Response};
 use rustls::ClientConfig;
 
-use super::{cause, tls};
+use super::{NO_CACHE, cause, tls};
 use crate::backend::{BackendError, Config};
 
 /// Below the 60 s after which common load balancers hang up, so that we never write into a
@@ -49,8 +49,16 @@ impl Clients {
     }
 
     /// Asks for a part, on a connection that it shares with no other while it comes.
-    pub(super) async fn part(&self, url: &str, range: &str) -> Result<Response, BackendError> {
-        let ask = |client: &Client| send(client.get(url).header(RANGE, range));
+    pub(super) async fn part(
+        &self,
+        url: &str,
+        range: &str,
+        is_fresh: bool,
+    ) -> Result<Response, BackendError> {
+        let ask = |client: &Client| {
+            let request = client.get(url).header(RANGE, range);
+            send(if is_fresh { request.header(CACHE_CONTROL, NO_CACHE) } else { request })
+        };
         let is_refused = self.is_apart_refused.load(Ordering::Relaxed);
         let Some(apart) = self.apart.as_ref().filter(|_| !is_refused) else {
             return ask(&self.shared).await;

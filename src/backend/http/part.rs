@@ -22,6 +22,20 @@ pub(super) fn answered(response: Response, part: &Range<u64>) -> Result<Fetched,
     Ok(fetched)
 }
 
+/// What there is of the part: less where the value ends within it.
+pub(super) fn answered_up_to(
+    response: Response,
+    part: &Range<u64>,
+) -> Result<Fetched, BackendError> {
+    let said = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    match said.and_then(first_and_last) {
+        Some((first, last)) if first == part.start && (first..part.end).contains(&last) => {
+            answered(response, &(first..last + 1))
+        }
+        _ => answered(response, part),
+    }
+}
+
 /// `bytes 5-9/200` or `bytes 5-9/*`.
 fn first_and_last(text: &str) -> Option<(u64, u64)> {
     let (range, _) = text.strip_prefix("bytes ")?.split_once('/')?;

@@ -15,7 +15,7 @@ use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId};
 use crate::manifest::trail::{self, Trail};
-use crate::manifest::{self, Manifest, Place};
+use crate::manifest::{self, FormatError, Manifest, Place};
 
 /// Git is asked for the parents beside the first questions.
 const PARENTS_WAIT: Duration = Duration::from_millis(250);
@@ -113,15 +113,24 @@ impl Asked<'_> {
 }
 
 async fn read_manifest(cache: &Cache, upstream: &Upstream, name: &Name) -> Option<Manifest> {
-    let bytes = cache.read_value(upstream, name, manifest::SIZE_MAX as u64).await.ok()??;
-    let manifest = cache.tasks().blocking("read a manifest", move || Manifest::decode(&bytes));
-    match manifest.await? {
+    let limit = manifest::SIZE_MAX as u64;
+    let bytes = cache.read_in_parts(upstream, name, limit).await.ok()??;
+    if let Ok(manifest) = decode(cache, bytes).await? {
+        return Some(manifest);
+    }
+    // Somebody may have written between two of its parts.
+    let bytes = cache.read_value(upstream, name, limit).await.ok()??;
+    match decode(cache, bytes).await? {
         Ok(manifest) => Some(manifest),
         Err(error) => {
             tracing::info!(%name, %error, "upstream: a manifest was not taken");
             None
         }
     }
+}
+
+async fn decode(cache: &Cache, bytes: Vec<u8>) -> Option<Result<Manifest, FormatError>> {
+    cache.tasks().blocking("read a manifest", move || Manifest::decode(&bytes)).await
 }
 
 async fn read_trail(cache: &Cache, upstream: &Upstream, name: &Name) -> Option<Trail> {
