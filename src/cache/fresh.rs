@@ -1,5 +1,6 @@
-//! Values that change in place, for clients that want no old one: manifests and trails, which
-//! builds elsewhere write on. Everything else says the same for ever, and is answered by the tiers.
+//! Values that change in place: manifests and trails, which builds elsewhere write on. For clients that
+//! want no old one, and for a prefetch that wants them soon. Everything else says the same for ever,
+//! and is answered by the tiers.
 
 use std::ops::Range;
 use std::time::Duration;
