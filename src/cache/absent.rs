@@ -52,7 +52,8 @@ impl Absent {
 /// How long a confirmation that upstream has an object is believed.
 const CONFIRMED_FOR: Duration = Duration::from_secs(3600);
 
-/// What upstream has confirmed to hold, with the digest that it holds.
+/// What upstream has confirmed to hold, with the digest that it holds. A key counts as one of the realm
+/// whose upstream it is, whichever realm's entry it was sent for.
 #[derive(Clone, Debug)]
 pub struct Confirmed {
     entries: moka::sync::Cache<(RealmId, Key), Digest>,
@@ -70,20 +71,20 @@ impl Default for Confirmed {
 
 impl Confirmed {
     pub fn insert(&self, realm: RealmId, key: &Key, digest: Digest) {
-        self.entries.insert((realm, key.clone()), digest);
+        self.entries.insert((realm, key.in_realm(realm)), digest);
     }
 
     pub fn contains(&self, realm: RealmId, key: &Key, digest: &Digest) -> bool {
-        self.entries.get(&(realm, key.clone())).is_some_and(|held| held == *digest)
+        self.entries.get(&(realm, key.in_realm(realm))).is_some_and(|held| held == *digest)
     }
 
     /// Whether upstream is known to have this, whatever it holds.
     pub fn holds(&self, realm: RealmId, key: &Key) -> bool {
-        self.entries.contains_key(&(realm, key.clone()))
+        self.entries.contains_key(&(realm, key.in_realm(realm)))
     }
 
     /// Upstream turned out to have lost it.
     pub fn remove(&self, realm: RealmId, key: &Key) {
-        self.entries.invalidate(&(realm, key.clone()));
+        self.entries.invalidate(&(realm, key.in_realm(realm)));
     }
 }

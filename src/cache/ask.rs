@@ -175,11 +175,8 @@ impl Cache {
     fn known(&self, realm: &Realm, session: &Session, action: &Digest, bytes_per_ms: f64) -> Known {
         let word =
             session.forecast.as_ref().map_or(Known::NoManifest, |f| f.word(action, bytes_per_ms));
-        let own = Key::go(realm.id, *action);
-        let is_there = |at: &Realm| {
-            let confirmed = &self.inner.confirmed;
-            confirmed.holds(at.id, &own) || confirmed.holds(at.id, &Key::go(at.id, *action))
-        };
+        let is_there =
+            |realm: &Realm| self.inner.confirmed.holds(realm.id, &Key::go(realm.id, *action));
         match word {
             // go has moved the output away, or it was evicted: upstream has what we have sent it.
             Known::Unlisted | Known::NoManifest if realm.go_chain().any(is_there) => {

@@ -152,7 +152,7 @@ impl Realms {
             let still_there = realms.upstreams.iter().any(|u| *u.url == *seen.upstream);
             if still_there {
                 let trust = seen.trust.as_deref();
-                realms.insert(realms.make(&seen.namespace, trust, Some(&seen.upstream)).into());
+                realms.keep(realms.make(&seen.namespace, trust, Some(&seen.upstream)));
             }
         }
         realms
@@ -200,14 +200,21 @@ impl Realms {
         if self.known.read().unwrap_or_else(PoisonError::into_inner).len() >= REALMS_MAX {
             return Err(RealmError::TooMany);
         }
-        for elsewhere in &realm.elsewhere {
-            // What is owed to it must find it after a restart.
-            self.remember(elsewhere, None);
-            let url = elsewhere.upstream.as_ref().map(|u| &*u.url);
-            self.insert(self.make(&elsewhere.namespace, None, url).into());
-        }
         self.remember(&realm, wanted.trust);
-        Ok(self.insert(realm.into()))
+        Ok(self.keep(realm))
+    }
+
+    /// Knows a realm, and those that its entries go to: what is owed to these must find them, also
+    /// after a restart, and also if the settings have come to name them since.
+    fn keep(&self, realm: Realm) -> Arc<Realm> {
+        for elsewhere in &realm.elsewhere {
+            if self.by_id(elsewhere.id).is_none() {
+                self.remember(elsewhere, None);
+                let url = elsewhere.upstream.as_ref().map(|u| &*u.url);
+                self.insert(self.make(&elsewhere.namespace, None, url).into());
+            }
+        }
+        self.insert(realm.into())
     }
 
     fn remember(&self, realm: &Realm, trust: Option<&str>) {

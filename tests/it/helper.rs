@@ -294,41 +294,55 @@ fn beside_a_daemon_of_another_protocol_a_helper_answers_misses() {
     assert!(!home.store().exists());
 }
 
+/// Settings of three upstreams: go's is the second, and of a class, if it is named, the third.
+fn three_upstreams(upstreams: &[CacheServer; 3], class: &str) -> String {
+    let mut text = String::new();
+    for (name, upstream) in ["first", "second", "third"].iter().zip(upstreams) {
+        text += &format!("[[upstream]]\nname = \"{name}\"\nurl = \"{}\"\n\n", upstream.url());
+    }
+    text += "[frontend.go]\nupstream = \"second\"\n\n";
+    if !class.is_empty() {
+        text += &format!("[class.{class}]\nupstream = \"third\"\n");
+    }
+    text
+}
+
+fn with_settings(home: &Home, text: &str, scope: &str) -> (TestDaemon, Helper) {
+    let config = home.path().join("larder.toml");
+    std::fs::write(&config, text).unwrap();
+    let daemon = home.daemon(&["--config", config.to_str().unwrap()]);
+    let helper = Helper::start(home, |command| {
+        command.env("LARDER_CONFIG", &config).env("LARDER_SCOPE", scope);
+        command.env("BUILDKITE", "true").env("BUILDKITE_COMMIT", "0a".repeat(20));
+    });
+    (daemon, helper)
+}
+
+const TEST_LOG: &[u8] = b"# test log\ngetenv HOME\n";
+
+fn upstream_name(action: u8) -> String {
+    format!("/ac/{}", upstream_key("", &Digest([action; 32])))
+}
+
 /// Entries of a class with an upstream of its own: there and nowhere else, and found by another
 /// machine, whose lookups do not tell a class. The rest goes where go's go.
 #[test]
 fn each_class_of_go_entries_uses_the_upstream_that_its_settings_name() {
-    let [first, second, third] = [(); 3].map(|()| CacheServer::start());
-    let text = format!(
-        "[[upstream]]\nname = \"first\"\nurl = \"{}\"\n\n[[upstream]]\nname = \"second\"\nurl = \"{}\"\n\n\
-         [[upstream]]\nname = \"third\"\nurl = \"{}\"\n\n\
-         [frontend.go]\nupstream = \"second\"\n\n[class.test_log]\nupstream = \"third\"\n",
-        first.url(),
-        second.url(),
-        third.url()
-    );
-    let machine = |scope: &'static str| {
-        let home = Home::new();
-        let config = home.path().join("larder.toml");
-        std::fs::write(&config, &text).unwrap();
-        let daemon = home.daemon(&["--config", config.to_str().unwrap()]);
-        let helper = Helper::start(&home, |command| {
-            command.env("LARDER_CONFIG", &config).env("LARDER_SCOPE", scope);
-            command.env("BUILDKITE", "true").env("BUILDKITE_COMMIT", "0a".repeat(20));
-        });
-        (home, daemon, helper)
-    };
-    let bodies = [(1, &b"whatever"[..]), (2, b"# test log\ngetenv HOME\n")];
-    let (_home, daemon, mut helper) = machine("app");
+    let upstreams = [(); 3].map(|()| CacheServer::start());
+    let [first, second, third] = &upstreams;
+    let text = three_upstreams(&upstreams, "test_log");
+    let bodies = [(1, &b"whatever"[..]), (2, TEST_LOG)];
+    let home = Home::new();
+    let (daemon, mut helper) = with_settings(&home, &text, "app");
     for (action, body) in bodies {
         assert_eq!(helper.get(action), None);
         helper.put(action, body);
     }
     helper.close();
     daemon.flush();
-    let name = |action| format!("/ac/{}", upstream_key("", &Digest([action; 32])));
-    let holders =
-        |action| [&first, &second, &third].map(|central| central.object(&name(action)).is_some());
+    let holders = |action| {
+        [first, second, third].map(|central| central.object(&upstream_name(action)).is_some())
+    };
     assert_eq!(holders(1), [false, true, false]);
     assert_eq!(holders(2), [false, false, true]);
     assert_eq!(first.keys(), [""; 0], "nothing is go's there");
@@ -336,18 +350,52 @@ fn each_class_of_go_entries_uses_the_upstream_that_its_settings_name() {
     for scope in ["app", "another"] {
         second.forget_requests();
         third.forget_requests();
-        let (_home, daemon, mut helper) = machine(scope);
+        let home = Home::new();
+        let (daemon, mut helper) = with_settings(&home, &text, scope);
         if scope == "app" {
             wait_for("what the manifest lists", || {
                 (daemon.stats()["sessions"][0]["prefetched"] == 2).then_some(())
             });
-            assert_eq!(second.requests("GET", &name(2)), 0, "it is not looked for where it is not");
+            let asked = second.requests("GET", &upstream_name(2));
+            assert_eq!(asked, 0, "it is not looked for where it is not");
         }
         for (action, body) in bodies {
             let path = helper.get(action).unwrap_or_else(|| panic!("{scope}: {action} is lost"));
             assert_eq!(std::fs::read(path).unwrap(), body);
         }
         helper.close();
-        assert_eq!(third.requests("GET", &name(2)), 1, "{scope}");
+        assert_eq!(third.requests("GET", &upstream_name(2)), 1, "{scope}");
+        // What that upstream loses, a new put heals.
+        third.remove(&upstream_name(2));
+        assert!(home.larder(&["purge", "--all"]).status().unwrap().success());
+        let (daemon, mut helper) = (
+            daemon,
+            Helper::start(&home, |command| {
+                command.env("LARDER_CONFIG", home.path().join("larder.toml"));
+            }),
+        );
+        assert_eq!(helper.get(2), None, "{scope}");
+        helper.put(2, TEST_LOG);
+        helper.close();
+        daemon.flush();
+        assert_eq!(holders(2), [false, false, true], "{scope}");
     }
+}
+
+/// What was owed to the class's upstream found none, as the store knew the realm from before.
+#[test]
+fn a_class_that_is_given_an_upstream_later_uses_it() {
+    let upstreams = [(); 3].map(|()| CacheServer::start());
+    let home = Home::new();
+    let (daemon, mut helper) = with_settings(&home, &three_upstreams(&upstreams, ""), "app");
+    assert_eq!(helper.get(1), None);
+    helper.close();
+    assert_eq!(daemon.terminate(), Some(0));
+    let (daemon, mut helper) =
+        with_settings(&home, &three_upstreams(&upstreams, "test_log"), "app");
+    helper.put(2, TEST_LOG);
+    helper.close();
+    daemon.flush();
+    assert!(upstreams[2].object(&upstream_name(2)).is_some());
+    assert!(upstreams[1].object(&upstream_name(2)).is_none());
 }
