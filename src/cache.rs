@@ -38,7 +38,7 @@ mod fetch;
 pub mod flight;
 pub mod forecast;
 pub mod frames;
-mod fresh;
+pub mod fresh;
 mod go;
 mod local;
 pub mod memory;

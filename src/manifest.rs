@@ -184,7 +184,7 @@ impl Manifest {
             other.rows.iter().map(|row| (row.action, row.place)).collect();
         let mut numbers: HashMap<PackRef, u32> = self.packs.iter().copied().zip(0..).collect();
         for row in self.rows.iter_mut().filter(|row| of(row)) {
-            if let Some(place) = there.get(&row.action) {
+            if let Some(place) = there.get(&row.action).filter(|place| **place != Place::Ask) {
                 row.place = place.renumbered(|number| {
                     let pack = other.packs.get(number as usize)?;
                     number_of(*pack, &mut self.packs, &mut numbers)
@@ -283,6 +283,13 @@ pub fn union(ours: &[u8], theirs: &[u8]) -> Option<Vec<u8>> {
     let (ours, theirs) = (trail::Trail::decode(ours).ok()?, trail::Trail::decode(theirs).ok()?);
     let is_one = (&ours.scope, &ours.branch) == (&theirs.scope, &theirs.branch);
     is_one.then(|| ours.merge(theirs).encode())
+}
+
+/// Whether a value is a manifest or a trail of another version, which is not ours to write over.
+pub fn is_of_another_version(value: &[u8]) -> bool {
+    let is_version = |error| matches!(error, FormatError::Version(_));
+    Manifest::decode(value).is_err_and(is_version)
+        || trail::Trail::decode(value).is_err_and(is_version)
 }
 
 /// Whether a value means to be a manifest or a trail, sound or not.

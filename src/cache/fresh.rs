@@ -6,8 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 
 use crate::backend::Name;
 use crate::cache::Cache;
@@ -17,13 +16,14 @@ use crate::entry::{Blob, Body, Class, Digest, Found, Key, Kind, Lookup, Meta, Wh
 use crate::manifest;
 use crate::telemetry::metrics::Protocol;
 
-/// How long upstream may take to say what is new. Then what is here is better than nothing.
-const FRESH_WAIT: Duration = Duration::from_secs(2);
+/// How long upstream may take to say what is new. Then what is here is better than nothing, and must
+/// come before whoever asks has given us up, who has counted from earlier on.
+const FRESH_WAIT: Duration = Duration::from_millis(500);
 
 /// What a new connection brings with the first answer, its head aside: ten segments less.
 const FIRST_WINDOW: u64 = 13 << 10;
-/// Parts that are asked for at once, each on a connection that a prefetch will use.
-const PARTS: u64 = 12;
+/// Parts of a value that are asked for at once, each on a connection that a prefetch will use.
+pub const PARTS_MAX: usize = 12;
 
 /// So much of a value tells what it is.
 const HEAD: u64 = 64;
@@ -33,24 +33,25 @@ impl Cache {
     pub async fn get_fresh(&self, protocol: Protocol, realm: &Realm, key: &Key) -> Lookup {
         for realm in realm.chain() {
             let own = key.in_realm(realm.id);
-            if self.may_be_old(realm, &own).await {
-                if let Some(lookup) = self.refreshed(realm, &own).await {
-                    self.inner.metrics.of(protocol).gets.inc();
-                    self.count(protocol, &lookup);
-                    return lookup;
-                }
-                break;
+            // The nearest that is here counts, as for `get`.
+            let Some((blob, _)) = self.local(&own).await else { continue };
+            if self.may_be_old(realm, &own, blob).await
+                && let Some(lookup) = self.refreshed(realm, &own).await
+            {
+                self.inner.metrics.of(protocol).gets.inc();
+                self.count(protocol, &lookup);
+                return lookup;
             }
+            break;
         }
         self.get(protocol, realm, key).await
     }
 
     /// Whether this is what others write on, and nothing of ours is still to be sent.
-    async fn may_be_old(&self, realm: &Realm, key: &Key) -> bool {
+    async fn may_be_old(&self, realm: &Realm, key: &Key, blob: Blob) -> bool {
         if key.kind != Kind::Action || self.inner.store.owes(key, realm.id) {
             return false;
         }
-        let Some((blob, _)) = self.local(key).await else { return false };
         match blob.body {
             Body::Bytes(bytes) => manifest::is_one(&bytes),
             Body::Source { source, .. } => {
@@ -95,24 +96,41 @@ impl Cache {
     }
 
     /// A value of up to some megabytes, as it is now at its source, in as few round trips as can be.
-    /// A new connection brings little at first, so that all of it on one would take several: parts
-    /// come on many. Parts of two versions are told by who reads the value.
+    /// A new connection brings little at first, so that all of it on one would take several: so many
+    /// parts come at once, and one failing has the whole read. Parts of two versions are told by who
+    /// reads the value.
     pub async fn read_in_parts(
         &self,
         upstream: &Upstream,
         name: &Name,
         limit: u64,
+        parts: u64,
+    ) -> Result<Option<Vec<u8>>, Why> {
+        match self.try_in_parts(upstream, name, limit, parts).await {
+            Err(_) => self.read_value(upstream, name, limit).await,
+            read => read,
+        }
+    }
+
+    async fn try_in_parts(
+        &self,
+        upstream: &Upstream,
+        name: &Name,
+        limit: u64,
+        count: u64,
     ) -> Result<Option<Vec<u8>>, Why> {
         let mut value = Vec::new();
         // Windows are twice as wide when they have been filled once.
         for len in [FIRST_WINDOW, 2 * FIRST_WINDOW] {
             let from = value.len() as u64;
-            let parts = (0..PARTS).map(|n| from + n * len..from + (n + 1) * len);
-            let parts = parts.map(|part| self.read_part(upstream, name, part));
-            for (n, part) in join_all(parts).await.into_iter().enumerate() {
+            let parts = (0..count).map(|n| from + n * len..from + (n + 1) * len);
+            let parts = parts.map(|part| self.read_part(upstream, name, part, limit));
+            let mut parts = stream::iter(parts).buffered(PARTS_MAX);
+            while let Some(part) = parts.next().await {
                 match part? {
+                    // The other ones are given up.
                     Part::Whole(whole) => return Ok(Some(whole)),
-                    Part::None if from == 0 && n == 0 => return Ok(None),
+                    Part::None if value.is_empty() => return Ok(None),
                     Part::None => return Ok(Some(value)),
                     Part::Some(bytes) => {
                         value.extend_from_slice(&bytes);
@@ -124,7 +142,7 @@ impl Cache {
             }
         }
         let rest = value.len() as u64..limit;
-        match self.read_part(upstream, name, rest).await? {
+        match self.read_part(upstream, name, rest, limit).await? {
             Part::Whole(whole) => return Ok(Some(whole)),
             Part::Some(bytes) => value.extend_from_slice(&bytes),
             Part::None => {}
@@ -137,14 +155,17 @@ impl Cache {
         upstream: &Upstream,
         name: &Name,
         part: Range<u64>,
+        limit: u64,
     ) -> Result<Part, Why> {
-        let limit = part.end;
+        let (start, end) = (part.start, part.end);
         let answer = upstream.backend.get_fresh_part(name, part).await;
         let is_whole = matches!(&answer, Ok(Some(part)) if part.is_whole);
+        if is_whole && start > 0 {
+            // The first one brings it: it is not held twelve times.
+            return Err(Why::Fault);
+        }
         let answer = answer.map(|found| found.map(|found| found.fetched));
-        // A whole one may be longer than the part.
-        let limit = if is_whole { manifest::SIZE_MAX as u64 } else { limit };
-        match self.collect(name, answer, limit).await {
+        match self.collect(name, answer, if is_whole { limit } else { end }).await {
             Ok(bytes) if is_whole => Ok(Part::Whole(bytes)),
             Ok(bytes) => Ok(Part::Some(bytes)),
             Err(End::Failed(Why::Absent)) => Ok(Part::None),

@@ -69,7 +69,7 @@ async fn a_value_is_read_in_parts_whatever_its_length() {
     let cache = cache_before(dir.path(), backend.clone());
     let upstream = cache.realms().upstreams()[0].clone();
     let name = Name { namespace: "".into(), space: crate::backend::Space::Ac, id: "x".into() };
-    let read = async |limit| cache.read_in_parts(&upstream, &name, limit).await;
+    let read = async |limit| cache.read_in_parts(&upstream, &name, limit, 12).await;
     assert_eq!(read(1 << 20).await, Ok(None));
     // Around the ends of parts, of the first and of the second round.
     let round = 12 * 13 * KIB;
@@ -82,7 +82,7 @@ async fn a_value_is_read_in_parts_whatever_its_length() {
         let before = backend.calls(&name).gets;
         assert!(read(1 << 20).await == Ok(Some(value.clone())), "{len}");
         let gets = backend.calls(&name).gets - before;
-        assert_eq!(gets == 12, len < round, "{gets} questions for {len} bytes");
+        assert_eq!(gets <= 12, len < round, "{gets} questions for {len} bytes");
     }
     backend.forget_ranges();
     assert_eq!(read(1 << 20).await.unwrap().unwrap().len(), 3 * round + 7);

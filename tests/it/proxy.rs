@@ -294,8 +294,10 @@ fn through_an_edge_manifests_are_new_and_lose_nothing() {
     assert_eq!(there, ["ccc", "bb", "a"]);
     assert_eq!(commits(&fresh(&key)), ["ccc", "bb", "a"]);
     // Without the central what is here is better than nothing.
-    central.set_fault(Fault::Refuse);
-    assert_eq!(commits(&fresh(&key)), ["ccc", "a"]);
+    for fault in [Fault::BlackHole, Fault::Refuse] {
+        central.set_fault(fault);
+        assert_eq!(commits(&fresh(&key)), ["ccc", "a"]);
+    }
     // Other values say the same for ever, and are not asked for again.
     central.heal();
     let other = format!("/ac/{}", "5".repeat(64));

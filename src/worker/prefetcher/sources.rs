@@ -11,6 +11,7 @@ use crate::backend::{Name, Space};
 use crate::cache::Cache;
 use crate::cache::forecast::{Aim, Forecast};
 use crate::cache::frames::Standing;
+use crate::cache::fresh::PARTS_MAX;
 use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId};
@@ -51,7 +52,7 @@ async fn of_realm(
 ) -> Option<(Arc<Realm>, Manifest)> {
     let upstream = realm.upstream.clone()?;
     let asked = Asked { cache, upstream: &upstream, realm: &realm, aim: &forecast.aim };
-    let known = join(asked.manifest(&forecast.aim.commit), asked.trails());
+    let known = join(asked.manifest(&forecast.aim.commit, PARTS_MAX), asked.trails());
     let parents = asked.parents(forecast);
     tokio::pin!(known, parents);
     let (head, trails, parents) = tokio::select! {
@@ -72,7 +73,7 @@ async fn of_realm(
     let is_partial = |seen: u32| (rows as f64) < f64::from(seen) * PARTIAL;
     if let Some(best) = best
         && is_partial(best.rows)
-        && let Some(manifest) = asked.manifest(&best.commit).await
+        && let Some(manifest) = asked.manifest(&best.commit, PARTS_MAX).await
     {
         found.push(manifest);
     }
@@ -88,9 +89,10 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    async fn manifest(&self, commit: &str) -> Option<Manifest> {
+    /// In so many parts at once.
+    async fn manifest(&self, commit: &str, parts: usize) -> Option<Manifest> {
         let name = name_of_manifest(self.realm, &self.aim.scope, commit);
-        read_manifest(self.cache, self.upstream, &name).await
+        read_manifest(self.cache, self.upstream, &name, parts as u64).await
     }
 
     async fn trails(&self) -> Vec<Trail> {
@@ -107,14 +109,21 @@ impl Asked<'_> {
 
     async fn parents(&self, forecast: &Forecast) -> Vec<Manifest> {
         let parents = forecast.parents(PARENTS_WAIT).await;
-        let manifests = parents.iter().map(|commit| self.manifest(commit));
+        // All of them together take no more places than one.
+        let parts = (PARTS_MAX / parents.len().max(1)).max(1);
+        let manifests = parents.iter().map(|commit| self.manifest(commit, parts));
         join_all(manifests).await.into_iter().flatten().collect()
     }
 }
 
-async fn read_manifest(cache: &Cache, upstream: &Upstream, name: &Name) -> Option<Manifest> {
+async fn read_manifest(
+    cache: &Cache,
+    upstream: &Upstream,
+    name: &Name,
+    parts: u64,
+) -> Option<Manifest> {
     let limit = manifest::SIZE_MAX as u64;
-    let bytes = cache.read_in_parts(upstream, name, limit).await.ok()??;
+    let bytes = cache.read_in_parts(upstream, name, limit, parts).await.ok()??;
     if let Ok(manifest) = decode(cache, bytes).await? {
         return Some(manifest);
     }

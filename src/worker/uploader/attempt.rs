@@ -136,32 +136,39 @@ impl Attempt {
                 (meta.digest, Upload { len, open: Arc::new(move || source.stream(0..len)) })
             }
         };
-        let upload = self.with_others(upload).await?;
+        let Some(upload) = self.with_others(upload).await? else {
+            return Ok(Some(Sent { digest, bytes: 0, took: None }));
+        };
         let bytes = upload.len;
         let took = self.put(&self.owed.key, upload).await?;
         Ok(Some(Sent { digest, bytes, took }))
     }
 
-    /// A manifest or trail goes up together with what others have written on it meanwhile.
-    async fn with_others(&self, upload: Upload) -> Result<Upload, BackendError> {
+    /// A manifest or trail goes up together with what others have written on it meanwhile. None: what
+    /// is there is of another version, and not ours to write over.
+    async fn with_others(&self, upload: Upload) -> Result<Option<Upload>, BackendError> {
         if self.owed.key.kind != Kind::Action || upload.len > manifest::SIZE_MAX as u64 {
-            return Ok(upload);
+            return Ok(Some(upload));
         }
         let mut body = (upload.open)();
         let mut ours = Vec::new();
         while let Some(piece) = body.next().await {
             // Then sending it fails in the same way.
-            let Ok(piece) = piece else { return Ok(upload) };
+            let Ok(piece) = piece else { return Ok(Some(upload)) };
             ours.extend_from_slice(&piece);
             if !manifest::is_one(&ours) {
-                return Ok(upload);
+                return Ok(Some(upload));
             }
         }
         let (name, limit) = (self.realm.name_of(&self.owed.key), manifest::SIZE_MAX as u64);
         let theirs = self.cache.read_value(&self.upstream, &name, limit).await;
-        let theirs = theirs.map_err(BackendError::Unsure)?;
-        let union = theirs.and_then(|theirs| manifest::union(&ours, &theirs));
-        Ok(union.map_or(upload, |union| Upload::bytes(union.into())))
+        let Some(theirs) = theirs.map_err(BackendError::Unsure)? else { return Ok(Some(upload)) };
+        let work = move || {
+            let is_other = manifest::is_of_another_version(&theirs);
+            (!is_other).then(|| manifest::union(&ours, &theirs))
+        };
+        let merged = self.cache.tasks().blocking("merge a manifest", work).await.flatten();
+        Ok(merged.map(|union| union.map_or(upload, |union| Upload::bytes(union.into()))))
     }
 
     /// The frame first, if it stands apart; then the action that names it.
