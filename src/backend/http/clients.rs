@@ -64,16 +64,21 @@ impl Clients {
             return ask(&self.shared).await;
         };
         match ask(apart).await {
-            Err(BackendError::Connect(why)) => {
-                let answer = ask(&self.shared).await;
-                if answer.is_ok() && !self.is_apart_refused.swap(true, Ordering::Relaxed) {
+            Err(BackendError::Connect(why)) if is_no_protocol(&why) => {
+                if !self.is_apart_refused.swap(true, Ordering::Relaxed) {
                     tracing::info!(%why, "upstream takes no HTTP/1.1; parts share one connection");
                 }
-                answer
+                ask(&self.shared).await
             }
             answer => answer,
         }
     }
+}
+
+/// Whether upstream has said that it speaks none of the protocols that were offered.
+fn is_no_protocol(why: &str) -> bool {
+    let letters: String = why.chars().filter(char::is_ascii_alphabetic).collect();
+    letters.to_ascii_lowercase().contains("noapplicationprotocol")
 }
 
 fn client(
