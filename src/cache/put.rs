@@ -85,11 +85,41 @@ impl Cache {
         describe(&mut meta);
         let small = finished.inline().map(Bytes::copy_from_slice);
         let owed = self.owed_to(realm, key, &meta.digest);
-        let done = self.keep(key, finished, &meta, owed.then_some(realm.id)).await;
+        let size = meta.size;
+        let kept = {
+            let (cache, realm, key) = (self.clone(), realm.id, key.clone());
+            move || cache.keep(realm, &key, finished, &meta, small, owed)
+        };
+        // What is large and known already may have to be hashed again. What is begun is seen through,
+        // whether or not the client stays.
+        let done = if size <= READ_HERE_MAX {
+            kept()
+        } else {
+            let done = self.inner.tasks.blocking("keep a body", kept).await;
+            done.unwrap_or_else(|| Err(io::Error::other("storing panicked").into()))
+        };
         let done = done.map_err(PutError::NotStored)?;
-        self.inner.absent.remove(realm.id, key);
+        Ok(match done {
+            Put::New => PutDone::New,
+            Put::Replaced => PutDone::Replaced,
+            Put::Known => PutDone::Known,
+        })
+    }
+
+    /// Into the store, and whoever must know of it.
+    fn keep(
+        &self,
+        realm: RealmId,
+        key: &Key,
+        finished: Finished,
+        meta: &Meta,
+        small: Option<Bytes>,
+        owed: bool,
+    ) -> Result<Put, StoreError> {
+        let done = self.inner.store.put(key, finished, meta, owed.then_some(realm))?;
+        self.inner.absent.remove(realm, key);
         match small {
-            Some(bytes) => self.inner.memory.offer(key, &meta, &bytes),
+            Some(bytes) => self.inner.memory.offer(key, meta, &bytes),
             None => self.inner.memory.remove(key),
         }
         if self.inner.store.find(key).is_none_or(|now| now.digest != meta.digest) {
@@ -98,29 +128,7 @@ impl Cache {
         if owed {
             self.inner.owed.notify_one();
         }
-        Ok(match done {
-            Put::New => PutDone::New,
-            Put::Replaced => PutDone::Replaced,
-            Put::Known => PutDone::Known,
-        })
-    }
-
-    /// Into the store; what is large and known already may have to be hashed again there.
-    async fn keep(
-        &self,
-        key: &Key,
-        finished: Finished,
-        meta: &Meta,
-        owed: Option<RealmId>,
-    ) -> Result<Put, StoreError> {
-        let store = &self.inner.store;
-        if meta.size <= READ_HERE_MAX {
-            return store.put(key, finished, meta, owed);
-        }
-        let (store, key, meta) = (store.clone(), key.clone(), meta.clone());
-        let work = move || store.put(&key, finished, &meta, owed);
-        let done = self.inner.tasks.blocking("keep a body", work).await;
-        done.unwrap_or_else(|| Err(io::Error::other("storing panicked").into()))
+        Ok(done)
     }
 
     /// Whether the realm's upstream must be sent this, because it has not confirmed it lately.
