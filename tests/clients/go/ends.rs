@@ -1,6 +1,7 @@
 //! A build that is told to end: with the right exit code, and nothing left behind.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,6 +13,15 @@ use crate::harness::{LARDER, TestDaemon};
 use crate::support::install;
 use crate::support::wait_for;
 
+/// Stands before go's tools and lets no linker run while go lives: a build that cannot end by itself,
+/// however slowly this machine looks at it.
+const TOOLEXEC: &str = "#!/bin/sh
+case $1 in
+    */link) [ \"$2\" = -V=full ] || exec tail --pid=$PPID -f /dev/null ;;
+esac
+exec \"$@\"
+";
+
 /// `larder run -- go build` in a process group of its own, as from a terminal.
 fn run(machine: &Machine<'_>, module: &Path) -> (Command, PathBuf) {
     let program = machine.home.path().join("program");
@@ -22,7 +32,11 @@ fn run(machine: &Machine<'_>, module: &Path) -> (Command, PathBuf) {
     larder.stderr(fs::File::create(machine.home.path().join("run.log")).unwrap());
     larder.envs(go.get_envs().filter_map(|(name, value)| Some((name, value?))));
     larder.env_remove("GOCACHEPROG");
-    larder.args(["run", "--"]).arg(go.get_program()).args(["build", "-o"]).arg(&program).arg(".");
+    let before_tools = machine.home.path().join("toolexec");
+    fs::write(&before_tools, TOOLEXEC).unwrap();
+    fs::set_permissions(&before_tools, fs::Permissions::from_mode(0o755)).unwrap();
+    larder.args(["run", "--"]).arg(go.get_program()).args(["build", "-o"]).arg(&program);
+    larder.arg(format!("-toolexec={}", before_tools.display())).arg(".");
     (larder, program)
 }
 
