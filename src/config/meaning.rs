@@ -258,7 +258,7 @@ impl<'a> Reading<'a> {
         let (row, word) = self.settings().word("daemon")?;
         let daemon = match word.text.strip_prefix("unix:") {
             Some(path) => self.resolve(path, &word.origin).map(Daemon::Unix),
-            None => upstream::url(&word.text).map(Daemon::Http),
+            None => plain_url(&word.text).map(Daemon::Http),
         };
         match daemon {
             Ok(daemon) => {
@@ -319,5 +319,19 @@ fn example(row: &Setting, place: &Origin) -> String {
         Origin::Variable(_) => format!("{}={}", row.variable(), row.example),
         Origin::Default | Origin::Flag(_) if row.kind == Kind::Switch => format!("--{}", row.name),
         Origin::Default | Origin::Flag(_) => format!("--{} {}", row.name, row.example),
+    }
+}
+
+/// Where a daemon is reached over TCP. Nothing encrypts that way, so whoever writes `https`, and would
+/// send a token along, is told so.
+fn plain_url(text: &str) -> Result<String, String> {
+    let url = upstream::url(text)?;
+    match url.split_once("://") {
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => Err(format!(
+            "a token would go to {} in clear text: nothing encrypts the connection to a daemon, \
+             which is for `http://` where the network is trusted",
+            quoted(text)
+        )),
+        _ => Ok(url),
     }
 }

@@ -118,6 +118,12 @@ fn flags_and_variables_are_named_as_they_were_written() {
              `LARDER_UPSTREAM=https://cache.example.com/prefix`",
         ),
         (
+            Machine::new().env("LARDER_DAEMON", "HTTPS://larder:7878"),
+            "LARDER_DAEMON: a token would go to `HTTPS://larder:7878` in clear text: nothing \
+             encrypts the connection to a daemon, which is for `http://` where the network is \
+             trusted; write for example `LARDER_DAEMON=http://127.0.0.1:7878`",
+        ),
+        (
             Machine::new().flag("listen", "[::]:80"),
             "--listen: `[::]:80` lets other machines in, and nothing says which: name those that \
              may come in with `--tokens /etc/larder/tokens.toml`, or let everybody in with \
