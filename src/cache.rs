@@ -53,7 +53,7 @@ pub use go::GoPut;
 pub use outgoing::Outgoing;
 pub use put::{PutDone, PutError};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// Limit of the memory tier. None: a sixteenth of the cgroup's or the machine's memory,
     /// within 64 MiB and 1 GiB.

@@ -87,17 +87,8 @@ fn setup() -> Setup {
     let config = crate::store::Config { dir: dir.path().join("store"), disk: None, floor: None };
     let store = crate::store::Store::open(&config, clock.clone(), metrics.clone()).unwrap();
     metrics.upstream("central").gets.add(3);
-    let config = cache::Config {
-        memory: None,
-        namespace: String::new(),
-        trust: None,
-        read_only: false,
-        scope: String::new(),
-        frontends: Vec::new(),
-        classes: Vec::new(),
-    };
     let tasks = Tasks::on(runtime.handle().clone());
-    let cache = Cache::new(config, store, Vec::new(), tasks, metrics, clock);
+    let cache = Cache::new(cache::Config::default(), store, Vec::new(), tasks, metrics, clock);
     let realm = cache.realms().resolve(cache::realm::Wanted::default()).unwrap();
     let opening = cache::session::Opening {
         id: "s1",

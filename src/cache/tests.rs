@@ -22,15 +22,7 @@ fn cache_before(dir: &std::path::Path, backend: Arc<MemoryBackend>) -> Cache {
         floor: Some(Limit::Size(ByteSize(0))),
     };
     let store = Store::open(&store, clock.clone(), metrics.clone()).unwrap();
-    let config = Config {
-        memory: Some(ByteSize(1 << 20)),
-        namespace: String::new(),
-        trust: None,
-        read_only: false,
-        scope: String::new(),
-        frontends: Vec::new(),
-        classes: Vec::new(),
-    };
+    let config = Config { memory: Some(ByteSize(1 << 20)), ..Config::default() };
     let upstream =
         Upstream { name: "main".into(), url: "http://main".into(), backend, writes: false };
     Cache::new(config, store, vec![upstream], Tasks::new(), metrics, clock)

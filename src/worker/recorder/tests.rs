@@ -8,7 +8,7 @@ use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::entry::Digest;
 use crate::worker::Flushed;
 use crate::worker::prefetcher::tests::support::{
-    MINUTE, Machine, manifest_name, manifest_of, outputs, trail_name, trail_of,
+    MINUTE, Machine, Output, manifest_name, manifest_of, outputs, trail_name, trail_of,
 };
 use crate::worker::uploader::bench::{Bench, until, upstream};
 
@@ -145,6 +145,24 @@ async fn what_could_not_be_written_is_written_later() {
     machine.close().await;
 }
 
+/// Upstream forgets all content of the commit; another machine builds it and sends it anew.
+async fn lose_packs_and_build_again(backend: &Arc<MemoryBackend>, built: &[Output]) {
+    for name in backend.names() {
+        if name.space == crate::backend::Space::Cas {
+            backend.remove(&name);
+        }
+    }
+    let b = Machine::new(backend);
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    // In another order, or it would be the same pack.
+    let again: Vec<_> = built.iter().rev().cloned().collect();
+    b.build(&b.realm(), &session, &again);
+    b.end(&session);
+    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
+    b.close().await;
+}
+
 /// A manifest of as many rows as before was not written again, and so went on naming packs that
 /// upstream had lost, though a build had sent their frames anew.
 #[tokio::test(start_paused = true)]
@@ -158,20 +176,7 @@ async fn a_manifest_whose_packs_are_gone_is_written_again() {
         manifest_of(backend, "c1").packs.iter().map(|pack| pack.digest).collect()
     };
     let lost = packs(&backend);
-    for name in backend.names() {
-        if name.space == crate::backend::Space::Cas {
-            backend.remove(&name);
-        }
-    }
-    let b = Machine::new(&backend);
-    let session = b.begin("c1");
-    b.settled(&session).await;
-    // In another order, or it would be the same pack.
-    let again: Vec<_> = built.iter().rev().cloned().collect();
-    b.build(&b.realm(), &session, &again);
-    b.end(&session);
-    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
-    b.close().await;
+    lose_packs_and_build_again(&backend, &built).await;
     let now = packs(&backend);
     assert!(!now.is_empty() && now.iter().all(|pack| !lost.contains(pack)), "{lost:?} {now:?}");
     let c = Machine::new(&backend);
@@ -195,19 +200,7 @@ async fn what_was_read_of_places_does_not_go_over_what_was_sent() {
     let reading = reader.begin("c1");
     reader.settled(&reading).await;
     assert_eq!(reader.hits(Some(&reading), &built).await, 40);
-    for name in backend.names() {
-        if name.space == crate::backend::Space::Cas {
-            backend.remove(&name);
-        }
-    }
-    let b = Machine::new(&backend);
-    let session = b.begin("c1");
-    b.settled(&session).await;
-    let again: Vec<_> = built.iter().rev().cloned().collect();
-    b.build(&b.realm(), &session, &again);
-    b.end(&session);
-    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
-    b.close().await;
+    lose_packs_and_build_again(&backend, &built).await;
     let packs = || manifest_of(&backend, "c1").packs;
     let sent = packs();
     reader.build(&reader.realm(), &reading, &outputs(100, 2));

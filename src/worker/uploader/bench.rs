@@ -63,15 +63,8 @@ impl Bench {
         upstreams: Vec<Upstream>,
         read_only: bool,
     ) -> Cache {
-        let config = cache::Config {
-            memory: Some(ByteSize(1 << 20)),
-            namespace: String::new(),
-            trust: None,
-            read_only,
-            scope: String::new(),
-            frontends: Vec::new(),
-            classes: Vec::new(),
-        };
+        let memory = Some(ByteSize(1 << 20));
+        let config = cache::Config { memory, read_only, ..cache::Config::default() };
         let metrics = self.metrics.clone();
         Cache::new(config, store.clone(), upstreams, Tasks::new(), metrics, self.clock.clone())
     }
