@@ -19,12 +19,11 @@ pub(super) fn address(config: &ClientConfig) -> Address {
         None => Address::Unix(config.socket.clone()),
         Some(Daemon::Unix(path)) => Address::Unix(path.clone()),
         Some(Daemon::Http(url)) => {
-            let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+            let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
             let host = rest.split('/').next().unwrap_or(rest);
             // An address in brackets has colons of its own.
             let has_port = host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
-            let port = if scheme == "https" { 443 } else { 80 };
-            Address::Tcp(if has_port { host.to_owned() } else { format!("{host}:{port}") })
+            Address::Tcp(if has_port { host.to_owned() } else { format!("{host}:80") })
         }
     }
 }
@@ -95,11 +94,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_have_their_schemes_port() {
+    fn addresses_have_a_port() {
         let cases = [
             ("http://127.0.0.1:7878", "127.0.0.1:7878"),
             ("http://cache.example.com/x", "cache.example.com:80"),
-            ("https://cache.example.com", "cache.example.com:443"),
             ("http://[::1]", "[::1]:80"),
             ("http://[::1]:7878", "[::1]:7878"),
         ];
