@@ -112,6 +112,7 @@ impl Drop for TempDir {
 enum Expect {
     /// Nothing is known yet.
     AllMisses,
+    /// But for a few that were given up to save time.
     AllHits,
     /// And the central cache is not asked for any of it.
     AllHitsHere,
@@ -219,10 +220,12 @@ impl<'a> Story<'a> {
         expect: Expect,
     ) -> Result<Heard, Broken> {
         let machine = self.machine(who);
+        let given_up = machine.given_up()?;
         let (before, start) = (machine.requests()?, self.clock.elapsed());
         let heard = conversation.hold(machine.helper()?, self.stop)?;
         let took = self.clock.elapsed() - start;
         let requests = machine.requests()?.since(before);
+        let given_up = machine.given_up()? - given_up;
         self.go_on()?;
         let (hits, misses) = (heard.hits, heard.misses);
         if heard.lies > 0 {
@@ -230,8 +233,10 @@ impl<'a> Story<'a> {
         }
         match expect {
             Expect::AllMisses if hits > 0 => self.broke(step, format!("{hits} unknown hits")),
-            Expect::AllHits | Expect::AllHitsHere if misses > 0 => {
-                self.broke(step, format!("{misses} misses"));
+            Expect::AllHitsHere if misses > 0 => self.broke(step, format!("{misses} misses")),
+            // On a machine that is busy with other things, building may be sooner than waiting.
+            Expect::AllHits if misses > given_up || misses > hits / 10 => {
+                self.broke(step, format!("{misses} misses, {given_up} of them to save time"));
             }
             // Uploads may still go on.
             Expect::AllHitsHere if requests.gets > 0 => {

@@ -130,6 +130,13 @@ impl Machine {
         Ok(sum)
     }
 
+    /// Lookups so far that were answered with a miss because waiting did not pay, or no longer.
+    pub(super) fn given_up(&self) -> Result<u64, Broken> {
+        let stats = self.stats()?;
+        let misses = &stats["requests"]["go"]["miss"];
+        Ok(["policy", "deadline"].iter().filter_map(|why| misses[*why].as_u64()).sum())
+    }
+
     /// Where it serves HTTP.
     pub(super) fn http(&self) -> Result<SocketAddr, Broken> {
         let stats = self.stats()?;
