@@ -117,6 +117,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     clock: Clock,
     owed: Notify,
+    room: Notify,
 }
 
 impl Cache {
@@ -142,6 +143,7 @@ impl Cache {
                 realms: Realms::new(upstreams, of_classes, store.clone()),
                 sessions: Sessions::new(clock.clone()),
                 owed: Notify::new(),
+                room: Notify::new(),
                 config,
                 store,
                 tasks,
@@ -191,6 +193,17 @@ impl Cache {
     /// Returns when an upload is owed that was not owed before.
     pub async fn owed(&self) {
         self.inner.owed.notified().await;
+    }
+
+    /// Returns when something was put and the store is nearly full.
+    pub async fn room_wanted(&self) {
+        self.inner.room.notified().await;
+    }
+
+    fn want_room(&self) {
+        if self.inner.store.excess() > 0 {
+            self.inner.room.notify_one();
+        }
     }
 
     /// Wakes whoever uploads.

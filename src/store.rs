@@ -167,6 +167,7 @@ impl Store {
             &layout,
             index.clone(),
             metrics.clone(),
+            space.segment_max(),
             replayed.covered,
             replayed.owed_entries,
         )

@@ -45,6 +45,7 @@ pub fn collect(sources: &Sources) -> Value {
             "corrupt": metrics.corrupt.get(),
             "faults": metrics.store_faults.get(),
             "not_stored": metrics.not_stored.get(),
+            "full": cache.store().is_full(),
         },
         "journal": journal(metrics, &gauges),
         "upstream": upstreams(cache),

@@ -39,6 +39,7 @@ const KEYS: &[&str] = &[
     "disk.evicted_entries",
     "disk.evicted_bytes",
     "disk.corrupt",
+    "disk.full",
     "journal.owed_entries",
     "journal.owed_bytes",
     "journal.uploaded_entries",

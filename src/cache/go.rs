@@ -87,6 +87,7 @@ impl Cache {
             && to.writes_to().is_some()
             && !self.inner.confirmed.contains(to.id, &key, &meta.digest);
         self.inner.store.record_go(&key, &meta, owed.then_some(to.id))?;
+        self.want_room();
         self.inner.absent.remove(realm.id, &key);
         if owed {
             self.inner.owed.notify_one();
@@ -106,7 +107,10 @@ impl Cache {
         use super::PutError;
         let expected = meta.digest;
         let received = self.receive(body, policy::BODY_MAX).await?;
-        let mut finished = received.map_err(|(error, _)| PutError::NotStored(error))?;
+        let mut finished = received.map_err(|(error, _)| {
+            self.want_room();
+            PutError::NotStored(error)
+        })?;
         if finished.digest != expected {
             return Err(PutError::Mismatch { expected, got: finished.digest });
         }

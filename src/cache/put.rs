@@ -49,6 +49,7 @@ impl Cache {
         self.inner.metrics.of(protocol).puts.inc();
         let key = key.in_realm(realm.id);
         let result = self.put_in(realm, &key, body, describe).await;
+        self.want_room();
         if let Err(PutError::NotStored(_)) = result {
             self.inner.metrics.not_stored.inc();
         }

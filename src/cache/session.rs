@@ -19,6 +19,10 @@ use tokio::sync::Notify;
 /// Sessions that are remembered; the oldest ended ones give way.
 const SESSIONS_MAX: usize = 128;
 
+/// What a build used stays this long after its last helper has left, though room is needed: `go list
+/// -export` prints paths for others to read.
+const LINGER: Duration = Duration::from_secs(300);
+
 /// Counters of one session.
 #[derive(Debug)]
 pub struct Session {
@@ -357,6 +361,16 @@ impl Sessions {
 
     pub async fn told(&self) {
         self.news.notified().await;
+    }
+
+    /// Since when the builds have been using entries that go on now. None: none goes on.
+    pub fn live_since(&self) -> Option<Timestamp> {
+        let now = self.clock.now();
+        let lately = now.seconds().saturating_sub(LINGER.as_secs());
+        let is_in_use = |session: &&Arc<Session>| {
+            session.is_live() || session.ended.get().max(session.started.seconds()) >= lately
+        };
+        self.list().iter().filter(is_in_use).map(|session| session.started).min()
     }
 
     pub fn any_live(&self) -> bool {

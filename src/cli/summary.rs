@@ -92,6 +92,9 @@ impl Summary {
 /// Why a session had less help than it might have had. None: it had, or there is nobody to help.
 fn why_not(status: &Value, session: &Value) -> Option<&'static str> {
     let number = |key: &str| session[key].as_u64().unwrap_or(0);
+    if status["disk"]["full"] == true && number("misses") > 0 {
+        return Some("the disk tier is full, so not all is stored");
+    }
     let upstreams = status["upstream"].as_object().filter(|upstreams| !upstreams.is_empty())?;
     let misses = number("misses");
     if misses + number("hits_upstream") == 0 || number("prefetched") > 0 {

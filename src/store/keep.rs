@@ -28,6 +28,11 @@ impl Store {
         self.inner.space.has_room(self.used_bytes(), size)
     }
 
+    /// Whether not even what is small may be stored.
+    pub fn is_full(&self) -> bool {
+        !self.has_room(64 << 10)
+    }
+
     /// Stores a finished body. Acknowledge the client only after this.
     pub fn put(
         &self,

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::store::segment::SEGMENT_MAX;
 use crate::store::{Config, Limit};
 use crate::units::{ByteSize, Percent};
 
@@ -11,6 +12,9 @@ const DEFAULT_MAX: ByteSize = ByteSize::gib(50);
 /// Where nobody set a floor: this or a twentieth of the file system, whichever is less.
 const FLOOR_MAX: ByteSize = ByteSize::gib(1);
 const FLOOR_SHARE: Percent = Percent(5);
+
+/// Shorter segments would be too many files.
+const SEGMENT_MIN: u64 = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -41,6 +45,12 @@ impl Space {
 
     pub const fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// Bytes after which a new segment is begun: segments are given up whole, so that of a small
+    /// store each is a small part.
+    pub fn segment_max(&self) -> u64 {
+        (self.limit / 16).clamp(SEGMENT_MIN, SEGMENT_MAX)
     }
 
     pub fn free(&self) -> u64 {

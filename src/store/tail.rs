@@ -18,7 +18,7 @@ use crate::entry::RealmId;
 use crate::store::index::{Covered, Index, Op, Owed};
 use crate::store::layout::Layout;
 use crate::store::record::Row;
-use crate::store::segment::{self, Position, SEGMENT_MAX, Tag};
+use crate::store::segment::{self, Position, Tag};
 use crate::telemetry::Metrics;
 
 mod commit;
@@ -62,6 +62,8 @@ pub(super) struct Tail {
     layout: Layout,
     index: Index,
     metrics: Arc<Metrics>,
+    /// Bytes after which a new segment is begun.
+    segment_max: u64,
     state: Mutex<State>,
     overlay: RwLock<Overlay>,
     overlay_len: AtomicUsize,
@@ -87,6 +89,7 @@ impl Tail {
         layout: &Layout,
         index: Index,
         metrics: Arc<Metrics>,
+        segment_max: u64,
         covered: Covered,
         owed_entries: u64,
     ) -> io::Result<Self> {
@@ -107,6 +110,7 @@ impl Tail {
             layout: layout.clone(),
             index,
             metrics,
+            segment_max,
             state: Mutex::new(State {
                 segment: number,
                 file,
@@ -266,7 +270,7 @@ impl Change<'_> {
     pub(super) fn append(&mut self, record: &Append<'_>) -> io::Result<(Position, u32)> {
         let mut bytes = Vec::with_capacity(record.body.len() + record.meta.len() + 128);
         let len = segment::encode(record.tag, record.key, record.meta, record.body, &mut bytes);
-        if self.state.offset + u64::from(len) > SEGMENT_MAX {
+        if self.state.offset + u64::from(len) > self.tail.segment_max {
             self.roll()?;
         }
         // A failed write leaves the offset where it was: the next record overwrites the torn one.

@@ -10,13 +10,15 @@ use tokio::time::{Instant, sleep};
 use crate::cache::Cache;
 use crate::store::Store;
 use crate::store::evict::Eviction;
-use crate::units::show_count;
+use crate::units::{ByteSize, show_count};
 use crate::worker::desk::Desk;
 
 /// Space may also go to others: one statvfs tells.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// While something waits for its grace to end.
 const STEP_EVERY: Duration = Duration::from_secs(1);
+/// A store that puts fill is looked at no more often than this.
+const WISHES_EVERY: Duration = Duration::from_millis(100);
 /// What was used since may be forgotten by a crash; then everything counts as fresh.
 const TOUCHES_EVERY: Duration = Duration::from_secs(60);
 /// Steps in one go: the blocking thread is given back now and then.
@@ -26,6 +28,7 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let mut shutdown = cache.tasks().shutdown_signal();
     let mut eviction = Eviction::new(cache.clock().now().0);
     let mut touches_flushed = Instant::now();
+    let mut is_full = false;
     loop {
         desk.woke();
         if touches_flushed.elapsed() >= TOUCHES_EVERY {
@@ -38,6 +41,7 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
             desk.set_state("making room");
             let store = cache.store().clone();
             let seed = cache.clock().now().0;
+            eviction.set_live_since(cache.sessions().live_since());
             let step = move || {
                 make_room(&store, &mut eviction);
                 eviction
@@ -46,15 +50,44 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
             let done = cache.tasks().blocking("evict", step).await;
             eviction = done.unwrap_or_else(|| Eviction::new(seed));
         }
-        let pause = next_look(cache.store().excess(), eviction.waiting());
+        let excess = cache.store().excess();
+        tell(&cache, excess > 0 && eviction.is_stuck(), &mut is_full);
         desk.set_state(match eviction.waiting() {
+            0 if is_full => "full: all is in use or owed".to_owned(),
             0 => "idle".to_owned(),
             waiting => format!("{} files are about to go", show_count(waiting as u64)),
         });
+        let wanted = async {
+            // Many puts are one wish.
+            sleep(WISHES_EVERY).await;
+            cache.room_wanted().await;
+        };
         tokio::select! {
             () = shutdown.wait() => return,
-            () = sleep(pause) => {}
+            () = sleep(next_look(excess, eviction.waiting())) => {}
+            () = wanted, if !is_full => {}
         }
+    }
+}
+
+/// Says when the store becomes full of what must stay, and when it no longer is.
+fn tell(cache: &Cache, is_stuck: bool, was_full: &mut bool) {
+    if is_stuck == *was_full {
+        return;
+    }
+    *was_full = is_stuck;
+    let store = cache.store();
+    if is_stuck {
+        tracing::warn!(
+            used = %ByteSize(store.used_bytes()),
+            limit = %ByteSize(store.limit_bytes()),
+            free = %ByteSize(store.free_bytes()),
+            owed = store.owed_entries(),
+            "store: full of what builds use that go on, or what is owed upstream; what does not fit \
+             is not stored: give it a larger --disk, or free space"
+        );
+    } else {
+        tracing::info!("store: there is room again");
     }
 }
 

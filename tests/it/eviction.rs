@@ -1,7 +1,7 @@
 //! SIGKILL while room is being made: files condemned, segments given up, what lives in them copied
 //! forward. What was acknowledged reads back right or misses, and nothing false is served.
 //!
-//! Eviction spares what was used within hours, so a store is filled as if days ago.
+//! What was used days ago goes first, so that both kinds of victims are met.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,6 +95,26 @@ fn assert_right(daemon: &TestDaemon, last: &[u64]) -> usize {
         true
     });
     found.count()
+}
+
+/// All of it is new: a store of this size once answered 507 for hours.
+#[test]
+fn a_store_that_is_filled_at_once_goes_on_taking_entries() {
+    let home = Home::new();
+    let daemon = home.daemon(&["--disk", DISK, "--disk-floor", "0", "--memory", "1MiB"]);
+    let put = |n: u64| daemon.put(&format!("/kv/{n}"), &noise(n, 40_000)).status;
+    for n in 0..600 {
+        wait_for("room", || (put(n) == 201).then_some(()));
+    }
+    let newest = daemon.get("/kv/599");
+    assert!(newest.status == 200 && newest.body == noise(599, 40_000));
+    // Some of the first are in memory still.
+    let old = (0..300).filter(|n| daemon.get(&format!("/kv/{n}")).status == 200).count();
+    assert!(old < 60, "{old} of the oldest are there");
+    let disk = &daemon.stats()["disk"];
+    assert!(disk["evicted_entries"].as_u64().unwrap() > 300, "{disk}");
+    assert!(disk["bytes"].as_u64() <= disk["limit_bytes"].as_u64(), "{disk}");
+    assert_eq!(daemon.terminate(), Some(0));
 }
 
 #[test]

@@ -100,6 +100,10 @@ pub(super) fn space(status: &Value) -> Vec<Check> {
     if limit == 0 {
         let text = "the limit is 0, so nothing is stored; raise it with --disk";
         found.push(Check::new("disk", State::Bad, text));
+    } else if disk["full"] == true {
+        let text = "full, so nothing new is stored before older entries are given up; if it stays \
+                    so, raise --disk, free space, or see `larder flush`";
+        found.push(Check::new("disk", State::Note, text));
     } else if free < ByteSize::gib(1).bytes() {
         let text = format!("only {} are free", ByteSize(free));
         found.push(Check::new("disk", State::Note, text));
@@ -164,6 +168,11 @@ mod tests {
             (space(&disk(5 << 30, 1)).remove(0), State::Ok, "5 GiB"),
             (space(&disk(5 << 20, 1)).remove(0), State::Note, "5 MiB"),
             (space(&disk(5 << 30, 0)).remove(0), State::Bad, "--disk"),
+            (
+                space(&json!({"disk": {"limit_bytes": 1, "full": true}})).remove(0),
+                State::Note,
+                "full",
+            ),
             (upstreams(&upstream("closed"), true).remove(0), State::Ok, "gets"),
             (upstreams(&upstream("half_open"), true).remove(0), State::Note, "again"),
             (upstreams(&upstream("open"), true).remove(0), State::Bad, "log"),
