@@ -190,6 +190,11 @@ impl ClientConfig {
         config.map(|config| config.client)
     }
 
+    /// The store, if a flag or a variable names it: then another one is not meant.
+    pub fn named_store(&self) -> Option<&Path> {
+        self.child_env.is_told("LARDER_STORE").then_some(&self.store)
+    }
+
     /// The whole environment of a daemon that this client starts.
     pub fn child_env(&self) -> Vec<(OsString, OsString)> {
         self.child_env.variables()

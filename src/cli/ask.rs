@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
-use super::{Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out, stats as words};
+use super::{
+    FAILED, Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out, stats as words,
+};
 use crate::config::ClientConfig;
 use crate::store::index::Index;
 use crate::store::layout::{Layout, is_in_use};
@@ -57,6 +59,12 @@ fn wait_until_free(store: &Path) {
 pub(super) fn flush(matches: &ArgMatches) -> Outcome {
     let (_, config) = client_of(matches)?;
     let within = duration_of(matches, "timeout")?.unwrap_or(FLUSH_WITHIN);
+    if config.named_store().is_some()
+        && let Ok(status) = link::ask(&config, "stats")
+        && let Some(served) = link::other_store(&config, &status)
+    {
+        return Err(Failure::new(FAILED, link::say_other_store(&config, &served)));
+    }
     let reply = match flush_by_daemon(&config, within) {
         Err(failure) if failure.code == NO_DAEMON && config.daemon.is_none() => {
             flush_without(&config, within)?
@@ -94,7 +102,7 @@ fn flush_without(config: &ClientConfig, within: Duration) -> Result<Value, Failu
         return Ok(json!({ "left_entries": 0, "left_bytes": 0, "why": null }));
     }
     match link::ensure(config) {
-        Ok(()) => flush_by_daemon(config, within),
+        Ok(_) => flush_by_daemon(config, within),
         Err(problem) => Err(Failure::new(LEFT, format!("uploads may be owed: {problem}"))),
     }
 }

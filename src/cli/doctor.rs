@@ -29,8 +29,15 @@ pub(super) fn doctor(matches: &ArgMatches) -> Outcome {
     if config.daemon.is_none() {
         found.extend(socket(&config));
     }
-    found.push(store(&config));
+    let served = status.as_ref().ok().and_then(|status| status["store"].as_str());
+    let is_here = config.daemon.is_none();
+    let place = served.filter(|_| is_here).map_or(config.store.as_path(), Path::new);
+    found.push(store(place));
     if let Ok(status) = &status {
+        if let Some(served) = link::other_store(&config, status).filter(|_| is_here) {
+            let said = link::say_other_store(&config, &served);
+            found.push(Check::new("store", State::Note, said));
+        }
         found.extend(checks::space(status));
         found.extend(checks::upstreams(status, config.upstream.is_some()));
     }
@@ -58,10 +65,10 @@ fn socket(config: &ClientConfig) -> Option<Check> {
     Some(checks::socket(&path, (meta.uid(), meta.mode()), (dir.uid(), dir.mode()), uid))
 }
 
-fn store(config: &ClientConfig) -> Check {
+fn store(store: &Path) -> Check {
     // Before its first use the store is not there; what counts is where it would be.
-    let place = config.store.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
-    let path = config.store.display().to_string();
+    let place = store.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let path = store.display().to_string();
     let can_write = is_writable(place);
     let is_remote = mount_kind(place).is_some_and(|kind| checks::is_remote(&kind));
     checks::store(&path, can_write, is_remote)

@@ -1,5 +1,6 @@
 //! How the command line reaches a daemon: its address, questions to it, and starting one.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -42,17 +43,35 @@ pub(super) fn starting(config: &ClientConfig) -> Option<StartDaemon> {
     })
 }
 
-/// Starts a daemon if none runs; says why there is none in the end.
-pub(super) fn ensure(config: &ClientConfig) -> Result<(), String> {
-    if ask(config, "stats").is_ok() {
-        return Ok(());
+/// Starts a daemon if none runs; says why there is none in the end. What one says that ran before.
+pub(super) fn ensure(config: &ClientConfig) -> Result<Option<Value>, String> {
+    if let Ok(status) = ask(config, "stats") {
+        return Ok(Some(status));
     }
     match starting(config) {
-        Some(settings) => {
-            client::start_daemon(&settings, START_WITHIN).map_err(|error| error.to_string())
-        }
-        None => ask(config, "stats").map(drop).map_err(|failure| failure.problem),
+        Some(settings) => client::start_daemon(&settings, START_WITHIN)
+            .map(|()| None)
+            .map_err(|error| error.to_string()),
+        None => ask(config, "stats").map(Some).map_err(|failure| failure.problem),
     }
+}
+
+/// The store of the daemon that says `status`, where flags or variables name another one.
+pub(super) fn other_store(config: &ClientConfig, status: &Value) -> Option<PathBuf> {
+    let named = config.named_store()?;
+    let served = PathBuf::from(status["store"].as_str()?);
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    (real(named) != real(&served)).then_some(served)
+}
+
+/// That a daemon's store is not the one that was named, and what to do.
+pub(super) fn say_other_store(config: &ClientConfig, served: &Path) -> String {
+    format!(
+        "the daemon that runs serves the store {}, not {}: `larder stop` ends it, --socket names \
+         another one",
+        served.display(),
+        config.store.display(),
+    )
 }
 
 /// A question that needs no more than the name of its operation.

@@ -42,8 +42,16 @@ pub(super) fn run(matches: &ArgMatches) -> Outcome {
     let clock = Clock::system();
     let session = format!("run-{}-{:x}", std::process::id(), clock.now().0);
     let mut command = command_of(matches, &config, &session);
-    if let Err(problem) = link::ensure(&config) {
-        out::say(&format!("{problem}; the command runs with what this machine has"));
+    match link::ensure(&config) {
+        Err(problem) => {
+            out::say(&format!("{problem}; the command runs with what this machine has"));
+        }
+        Ok(status) => {
+            let other = status.and_then(|status| link::other_store(&config, &status));
+            if let Some(served) = other {
+                out::say(&link::say_other_store(&config, &served));
+            }
+        }
     }
     let code = code_of(child::wait_for(&mut command)?);
     if let Some(within) = flush {

@@ -120,14 +120,16 @@ fn by_daemon_or(
     show: &mut dyn FnMut(u64, u64),
     directly: impl FnOnce(&Store, &mut dyn FnMut(u64, u64)) -> Value,
 ) -> Result<Value, Failure> {
-    let asked = link::question(config, request, PATIENCE, &mut |reply| {
-        let progress = &reply["progress"];
-        show(number(&progress["entries"]), number(&progress["bytes"]));
-    });
-    match asked {
-        // Settings that name a daemon mean its store, not the one here.
-        Err(failure) if failure.code == NO_DAEMON && config.daemon.is_none() => {}
-        other => return other,
+    if !is_of_another(config) {
+        let asked = link::question(config, request, PATIENCE, &mut |reply| {
+            let progress = &reply["progress"];
+            show(number(&progress["entries"]), number(&progress["bytes"]));
+        });
+        match asked {
+            // Settings that name a daemon mean its store, not the one here.
+            Err(failure) if failure.code == NO_DAEMON && config.daemon.is_none() => {}
+            other => return other,
+        }
     }
     let settings = store::Config { dir: config.store.clone(), disk: None, floor: None };
     let store = Store::open(&settings, Clock::system(), Arc::new(Metrics::default()))
@@ -135,6 +137,14 @@ fn by_daemon_or(
     let value = directly(&store, show);
     store.close();
     Ok(value)
+}
+
+/// Whether the daemon that runs has a store of its own, and this command was told another.
+fn is_of_another(config: &ClientConfig) -> bool {
+    config.daemon.is_none()
+        && config.named_store().is_some()
+        && link::ask(config, "stats")
+            .is_ok_and(|status| link::other_store(config, &status).is_some())
 }
 
 #[cfg(test)]

@@ -160,6 +160,12 @@ impl ChildEnv {
     }
 }
 
+impl ChildEnv {
+    pub(super) fn is_told(&self, variable: &str) -> bool {
+        self.0.contains_key(OsStr::new(variable))
+    }
+}
+
 impl fmt::Debug for ChildEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()

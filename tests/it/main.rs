@@ -25,3 +25,4 @@ mod proxy;
 mod run;
 mod semantics;
 mod tidy;
+mod upkeep;
