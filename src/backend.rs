@@ -167,6 +167,11 @@ impl BackendError {
         }
     }
 
+    /// Whether this says nothing of other entries, or what was known before.
+    pub const fn is_of_entry(&self) -> bool {
+        matches!(self, Self::TooLarge | Self::Unnameable | Self::ReadOnly)
+    }
+
     /// Whether the same upload may succeed later.
     pub const fn may_pass(&self) -> bool {
         match self {

@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::cache::forecast::{Forecast, Phase};
 use crate::cache::session::Session;
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{Dropped, Gauges, MISSES, Protocol, Requests, Upstream};
+use crate::telemetry::metrics::{Dropped, Gauges, MISSES, Protocol, Requests, Streak, Upstream};
 use crate::worker::{WorkerStatus, Workers};
 
 /// Version of the whole object.
@@ -144,9 +144,15 @@ fn upstream(u: &Upstream) -> Value {
         "bytes_out": u.bytes_out.get(),
         "retries": u.retries.get(),
         "failures": u.failures.get(),
+        "get_errors": streak(&u.get_errors),
+        "put_errors": streak(&u.put_errors),
         "latency_ms": { "p50": latency_ms(u, 0.5), "p99": latency_ms(u, 0.99) },
         "bandwidth_mbit": u.bandwidth_bits.get() as f64 / 1e6,
     })
+}
+
+fn streak(errors: &Streak) -> Value {
+    json!({ "in_a_row": errors.in_a_row(), "last": errors.last().as_deref() })
 }
 
 fn latency_ms(u: &Upstream, share: f64) -> f64 {

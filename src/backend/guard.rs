@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Upload};
-use crate::telemetry::metrics::Upstream;
+use crate::telemetry::metrics::{Streak, Upstream};
 use crate::units::{Random, show_duration};
 
 mod breaker;
@@ -99,6 +99,7 @@ impl Guard {
     async fn enter(
         &self,
         seats: &Arc<Semaphore>,
+        errors: fn(&Upstream) -> &Streak,
     ) -> Result<(Leave, OwnedSemaphorePermit), BackendError> {
         if self.shared.with_breaker(|breaker, now| breaker.is_refusing(now)) {
             return Err(BackendError::BreakerOpen);
@@ -109,7 +110,7 @@ impl Guard {
             .expect("the semaphore is never closed");
         let ticket = self.shared.with_breaker(Breaker::ask).ok_or(BackendError::BreakerOpen)?;
         self.shared.count_request();
-        Ok((Leave { shared: self.shared.clone(), ticket: Some(ticket) }, seat))
+        Ok((Leave { shared: self.shared.clone(), ticket: Some(ticket), errors }, seat))
     }
 
     async fn guarded_get(
@@ -117,7 +118,7 @@ impl Guard {
         name: &Name,
         want: Want,
     ) -> Result<Option<FetchedPart>, BackendError> {
-        let (mut leave, seat) = self.enter(&self.gets).await?;
+        let (mut leave, seat) = self.enter(&self.gets, |upstream| &upstream.get_errors).await?;
         let upstream = &self.shared.upstream;
         upstream.gets.inc();
         let asked = Instant::now();
@@ -135,7 +136,7 @@ impl Guard {
                 Ok(Some(FetchedPart { is_whole, fetched: Fetched { len, chunks } }))
             }
             Ok(None) => {
-                leave.settle(Outcome::Good);
+                leave.good();
                 Ok(None)
             }
             Err(error) => Err(leave.fail(error)),
@@ -168,7 +169,7 @@ impl Guard {
     }
 
     async fn guarded_put(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
-        let (mut leave, _seat) = self.enter(&self.puts).await?;
+        let (mut leave, _seat) = self.enter(&self.puts, |upstream| &upstream.put_errors).await?;
         self.shared.upstream.puts.inc();
         let config = &self.shared.config;
         let sending = Sending::new();
@@ -185,7 +186,7 @@ impl Guard {
         };
         match answer {
             Ok(()) => {
-                leave.settle(Outcome::Good);
+                leave.good();
                 Ok(())
             }
             Err(error) if sending.is_ours() => {
@@ -200,7 +201,8 @@ impl Guard {
     async fn guarded_contains(&self, names: &[Name]) -> Result<Vec<bool>, BackendError> {
         let mut found = Vec::with_capacity(names.len());
         for batch in names.chunks(CONTAINS_BATCH) {
-            let (mut leave, _seat) = self.enter(&self.gets).await?;
+            let (mut leave, _seat) =
+                self.enter(&self.gets, |upstream| &upstream.get_errors).await?;
             let limit = self.shared.config.contains;
             let answer = timeout(limit, self.inner.contains(batch))
                 .await
@@ -209,7 +211,7 @@ impl Guard {
                 Ok(part) => found.extend(part),
                 Err(error) => return Err(leave.fail(error)),
             }
-            leave.settle(Outcome::Good);
+            leave.good();
         }
         Ok(found)
     }
@@ -294,7 +296,9 @@ impl Shared {
                 self.upstream.breaker.set(2);
                 self.upstream.breaker_opened.inc();
                 let pause = show_duration(until.saturating_sub(now));
-                tracing::warn!(upstream = name, pause, "upstream is in trouble and not asked");
+                let why = self.upstream.trouble().unwrap_or_default();
+                let why = &*why;
+                tracing::warn!(upstream = name, pause, why, "upstream is in trouble and not asked");
             }
         }
     }
@@ -335,6 +339,8 @@ struct Leave {
     shared: Arc<Shared>,
     /// None once settled.
     ticket: Option<Ticket>,
+    /// Where it is noted what goes wrong.
+    errors: fn(&Upstream) -> &Streak,
 }
 
 impl Leave {
@@ -350,9 +356,17 @@ impl Leave {
         }
     }
 
+    fn good(&mut self) {
+        self.errors().good();
+        self.settle(Outcome::Good);
+    }
+
     /// Settles by what `error` says about upstream. A refusal shows that somebody is at home.
     fn fail(&mut self, error: BackendError) -> BackendError {
         self.shared.upstream.failures.inc();
+        if !error.is_of_entry() {
+            self.errors().bad(&error);
+        }
         self.settle(if error.is_trouble() { Outcome::Trouble } else { Outcome::Good });
         error
     }
@@ -363,6 +377,10 @@ impl Leave {
 
     fn upstream(&self) -> &Upstream {
         &self.shared.upstream
+    }
+
+    fn errors(&self) -> &Streak {
+        (self.errors)(&self.shared.upstream)
     }
 
     fn waiting(&self) -> &AtomicUsize {

@@ -36,10 +36,12 @@ pub(super) fn lines(status: &Value) -> Vec<String> {
     for (name, upstream) in status["upstream"].as_object().into_iter().flatten() {
         lines.push(format!(
             "upstream {name}: {}, {} in, {} out, p50 {:.0} ms, p99 {:.0} ms",
-            match text(&upstream["state"]) {
-                "closed" => "reachable",
-                "half_open" => "being tried again",
-                _ => "not reachable",
+            match trouble(upstream) {
+                Some(trouble) => trouble,
+                None if number(&upstream["gets"]) + number(&upstream["puts"]) == 0 => {
+                    "not asked yet".to_owned()
+                }
+                None => "reachable".to_owned(),
             },
             size(&upstream["bytes_in"]),
             size(&upstream["bytes_out"]),
@@ -48,6 +50,21 @@ pub(super) fn lines(status: &Value) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// What is wrong with an upstream, as far as its last answers tell. None: nothing.
+pub(super) fn trouble(upstream: &Value) -> Option<String> {
+    let (get, put) = (&upstream["get_errors"], &upstream["put_errors"]);
+    let (gets, puts) = (number(&get["in_a_row"]), number(&put["in_a_row"]));
+    let (what, errors) = match text(&upstream["state"]) {
+        "half_open" => ("was in trouble and is tried again".to_owned(), [get, put]),
+        "open" => ("in trouble and not asked".to_owned(), [get, put]),
+        _ if gets > 0 => (format!("the last {} questions failed", show_count(gets)), [get, get]),
+        _ if puts > 0 => (format!("the last {} uploads failed", show_count(puts)), [put, put]),
+        _ => return None,
+    };
+    let last = errors.iter().find_map(|errors| errors["last"].as_str());
+    Some(last.map_or_else(|| what.clone(), |last| format!("{what}: {last}")))
 }
 
 /// Nothing for a protocol that nobody has used.
@@ -100,11 +117,24 @@ mod tests {
                        "miss": {"absent": 2}},
                 "kv": {"gets": 0, "puts": 0},
             },
-            "upstream": {"central": {"state": "open"}},
+            "upstream": {
+                "central": {"state": "open", "get_errors": {"in_a_row": 9, "last": "refused"}},
+                "odd": {"state": "closed", "gets": 4,
+                        "get_errors": {"in_a_row": 4, "last": "upstream answered 401"}},
+                "full": {"state": "closed", "put_errors": {"in_a_row": 2, "last": "full"}},
+                "new": {"state": "closed"},
+            },
         });
         let lines = lines(&status).join("\n");
         assert!(lines.contains("go: 10 gets, 3 from here, 5 from upstream, 2 misses; 2 puts"));
-        assert!(lines.contains("upstream central: not reachable"), "{lines}");
+        for said in [
+            "upstream central: in trouble and not asked: refused,",
+            "upstream odd: the last 4 questions failed: upstream answered 401,",
+            "upstream full: the last 2 uploads failed: full,",
+            "upstream new: not asked yet,",
+        ] {
+            assert!(lines.contains(said), "{lines}");
+        }
         assert!(!lines.contains("kv:"));
     }
 }

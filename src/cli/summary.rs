@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::stats;
 use crate::units::{show_count, show_duration};
 
 /// What the sessions of one id have come to.
@@ -19,7 +20,7 @@ pub(super) struct Summary {
     pub(super) fetched_ahead: u64,
     pub(super) ahead_used: u64,
     /// Why nothing was fetched ahead or asked for, in few words.
-    pub(super) why: Option<&'static str>,
+    pub(super) why: Option<String>,
     /// Whether a helper is still telling.
     pub(super) is_open: bool,
 }
@@ -41,7 +42,7 @@ impl Summary {
             sum.waited_s += seconds("waited_s");
             sum.fetched_ahead += number("prefetched");
             sum.ahead_used += number("prefetch_used");
-            sum.why = sum.why.or_else(|| why_not(status, session));
+            sum.why = sum.why.take().or_else(|| why_not(status, session));
             sum.is_open |= session["ended"].is_null();
         }
         sum
@@ -64,7 +65,7 @@ impl Summary {
         if self.fetched_ahead > 0 {
             line.push_str(&format!(", {} fetched ahead", show_count(self.fetched_ahead)));
         }
-        if let Some(why) = self.why {
+        if let Some(why) = &self.why {
             line.push_str(&format!("; {why}"));
         }
         line
@@ -90,31 +91,37 @@ impl Summary {
 }
 
 /// Why a session had less help than it might have had. None: it had, or there is nobody to help.
-fn why_not(status: &Value, session: &Value) -> Option<&'static str> {
+fn why_not(status: &Value, session: &Value) -> Option<String> {
     let number = |key: &str| session[key].as_u64().unwrap_or(0);
     if status["disk"]["full"] == true && number("misses") > 0 {
-        return Some("the disk tier is full, so not all is stored");
+        return Some("the disk tier is full, so not all is stored".to_owned());
     }
     let upstreams = status["upstream"].as_object().filter(|upstreams| !upstreams.is_empty())?;
     let misses = number("misses");
     if misses + number("hits_upstream") == 0 || number("prefetched") > 0 {
         return None;
     }
-    if upstreams.values().all(|upstream| upstream["state"] == "open") {
-        return Some("the central cache is not reachable");
+    let troubles: Vec<_> = upstreams.values().map_while(trouble_with_gets).collect();
+    if let Some(trouble) = troubles.first().filter(|_| troubles.len() == upstreams.len()) {
+        return Some(format!("the central cache is of no help: {trouble}"));
     }
     let is_known = |key: &str| session[key].as_str().is_some_and(|text| !text.is_empty());
-    match session["forecast"].as_str() {
-        Some("nothing") => Some("no manifest of this repository yet"),
-        Some("loading") => Some("manifests did not come in time"),
+    let why = match session["forecast"].as_str() {
+        Some("nothing") => "no manifest of this repository yet",
+        Some("loading") => "manifests did not come in time",
         Some("none") if !is_known("scope") || !is_known("commit") => {
-            Some("no commit is known, so nothing is fetched ahead")
+            "no commit is known, so nothing is fetched ahead"
         }
-        _ if number("misses_policy") > misses / 2 => {
-            Some("policy: building is quicker than asking")
-        }
-        _ => None,
-    }
+        _ if number("misses_policy") > misses / 2 => "policy: building is quicker than asking",
+        _ => return None,
+    };
+    Some(why.to_owned())
+}
+
+fn trouble_with_gets(upstream: &Value) -> Option<String> {
+    let is_asked = upstream["state"] == "closed";
+    let is_failing = upstream["get_errors"]["in_a_row"].as_u64().is_some_and(|n| n > 0);
+    if is_asked && !is_failing { None } else { stats::trouble(upstream) }
 }
 
 /// Megabytes as networks count them; the first ten with a digit more.
@@ -159,7 +166,10 @@ mod tests {
                  saved ~41 s, waited 0.3 s, 1,312 fetched ahead",
             ),
             (
-                Summary { why: Some("no manifest of this repository yet"), ..full.clone() },
+                Summary {
+                    why: Some("no manifest of this repository yet".to_owned()),
+                    ..full.clone()
+                },
                 "1,024 hits (980 memory/disk, 44 upstream), 12 misses, 35 MB down, 2 uploads owed, \
                  saved ~41 s, waited 0.3 s; no manifest of this repository yet",
             ),
@@ -190,6 +200,9 @@ mod tests {
     #[test]
     fn why_there_was_less_help_is_said_where_it_is_known() {
         let (closed, open) = (json!({"c": {"state": "closed"}}), json!({"c": {"state": "open"}}));
+        let errors = json!({"state": "closed", "get_errors": {"in_a_row": 2, "last": "401"}});
+        let denied = json!({ "c": errors });
+        let one_of_two = json!({ "c": errors, "d": {"state": "closed"} });
         let aimed = |forecast: &str, misses: u64, misses_policy: u64| {
             json!({"scope": "s", "commit": "c", "forecast": forecast, "misses": misses,
                    "misses_policy": misses_policy})
@@ -200,14 +213,24 @@ mod tests {
             (&closed, aimed("loading", 1, 0), Some("manifests did not come in time")),
             (&closed, aimed("known", 3, 2), Some("policy: building is quicker than asking")),
             (&closed, nowhere, Some("no commit is known, so nothing is fetched ahead")),
-            (&open, aimed("nothing", 1, 0), Some("the central cache is not reachable")),
+            (
+                &open,
+                aimed("nothing", 1, 0),
+                Some("the central cache is of no help: in trouble and not asked"),
+            ),
+            (
+                &denied,
+                aimed("nothing", 1, 0),
+                Some("the central cache is of no help: the last 2 questions failed: 401"),
+            ),
+            (&one_of_two, aimed("nothing", 1, 0), Some("no manifest of this repository yet")),
             (&closed, aimed("known", 3, 1), None),
             (&closed, aimed("nothing", 0, 0), None),
             (&json!({}), aimed("nothing", 1, 0), None),
         ];
         for (upstream, session, why) in cases {
             let status = json!({ "upstream": upstream });
-            assert_eq!(why_not(&status, &session), why, "{session}");
+            assert_eq!(why_not(&status, &session).as_deref(), why, "{session}");
         }
     }
 

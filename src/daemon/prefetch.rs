@@ -49,7 +49,7 @@ pub(super) async fn serve(
         let upstream = upstream_of(cache, &realm);
         let is_trouble = upstream.state() != "closed" || upstream.failures.get() > failed;
         reply["state"] = "nothing".into();
-        reply["why"] = why_nothing(is_trouble).into();
+        reply["why"] = why_nothing(is_trouble.then(|| upstream.trouble()).as_ref()).into();
     }
     reply
 }
@@ -98,12 +98,16 @@ fn why_never(cache: &Cache, realm: &Realm, request: &Value) -> Option<&'static s
     })
 }
 
-const fn why_nothing(is_trouble: bool) -> &'static str {
-    if is_trouble {
-        "the central cache did not answer as it should; `larder doctor` looks why"
-    } else {
-        "no manifest of this commit, its parents or its branches; the first build with larder \
-         writes one"
+/// `trouble`: what upstream did not answer as it should, and its words as far as they are known.
+fn why_nothing(trouble: Option<&Option<Arc<str>>>) -> String {
+    match trouble {
+        Some(Some(trouble)) => format!("the central cache did not answer as it should: {trouble}"),
+        Some(None) => {
+            "the central cache did not answer as it should; `larder doctor` looks why".to_owned()
+        }
+        None => "no manifest of this commit, its parents or its branches; the first build with \
+                 larder writes one"
+            .to_owned(),
     }
 }
 

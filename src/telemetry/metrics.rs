@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 mod render;
@@ -36,6 +36,36 @@ impl Gauge {
     }
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Errors since something last went well.
+#[derive(Debug, Default)]
+pub struct Streak {
+    in_a_row: AtomicU64,
+    last: Mutex<Option<Arc<str>>>,
+}
+
+impl Streak {
+    pub fn good(&self) {
+        // Nearly always there is nothing to forget.
+        if self.in_a_row.load(Ordering::Relaxed) > 0 {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub fn bad(&self, error: &dyn std::fmt::Display) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string().into());
+        self.in_a_row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn in_a_row(&self) -> u64 {
+        self.in_a_row.load(Ordering::Relaxed)
+    }
+
+    pub fn last(&self) -> Option<Arc<str>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -150,9 +180,17 @@ pub struct Upstream {
     /// 0 closed, 1 half open, 2 open.
     pub breaker: Gauge,
     pub breaker_opened: Counter,
+    /// What goes wrong with questions and bodies, and with uploads.
+    pub get_errors: Streak,
+    pub put_errors: Streak,
 }
 
 impl Upstream {
+    /// What went wrong last, if nothing has gone well since.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.get_errors.last().or_else(|| self.put_errors.last())
+    }
+
     pub fn state(&self) -> &'static str {
         match self.breaker.get() {
             0 => "closed",

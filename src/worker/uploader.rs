@@ -258,7 +258,12 @@ impl Uploader {
                 .any(|lane| lane.attempts() > 0 || is_open(lane) && !lane.health.is_read_only());
         let told = |lane: &Lane| {
             let error = lane.health.last_error().filter(|_| is_open(lane))?;
-            Some(format!("upstream `{}`: {error}", lane.upstream))
+            let upstream = self.cache.metrics().upstream(&lane.upstream);
+            // That it was not asked does not say why.
+            let cause = upstream.trouble().filter(|_| upstream.state() != "closed");
+            let cause = cause.filter(|cause| **cause != *error);
+            let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+            Some(format!("upstream `{}`: {error}{cause}", lane.upstream))
         };
         let mut why: Vec<String> = self.lanes.iter().filter_map(told).collect();
         why.extend(self.journal.reasons());

@@ -147,3 +147,41 @@ fn slow_senders_do_not_hold_up_others() {
     drop(slow);
     assert_eq!(daemon.get("/kv/slow1").status, 404, "half a body is no entry");
 }
+
+/// Once all of this was "ok" and "reachable", and neither log nor flush named a cause.
+#[test]
+fn doctor_stats_log_and_flush_name_what_is_wrong_upstream() {
+    let cases = [
+        (Fault::Status(401), "answered 401"),
+        (Fault::Redirect("http://127.0.0.1:9/".into()), "redirect (302)"),
+        (Fault::Status(500), "answered 500"),
+    ];
+    for (fault, cause) in cases {
+        let central = CacheServer::start();
+        let home = Home::new();
+        let daemon = home.daemon(&["--upstream", &central.url()]);
+        let larder = |args: &[&str]| {
+            let output = home.larder(args).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        central.set_fault(fault);
+        for n in 0..3 {
+            assert_eq!(daemon.get(&format!("/kv/{n}")).status, 404);
+        }
+        let (code, found) = larder(&["doctor"]);
+        assert!(code == Some(1) && found.contains(cause), "{code:?}: {found}");
+        assert!(larder(&["stats"]).1.contains(cause));
+        daemon.put("/kv/a", b"owed");
+        let (code, found) = larder(&["flush", "--timeout", "500ms"]);
+        assert!(code == Some(3) && found.contains(cause), "{code:?}: {found}");
+        if state(&daemon) != "closed" {
+            assert!(home.log().contains(cause), "{}", home.log());
+        }
+        central.heal();
+        daemon.flush();
+        wait_for("it to be well", || {
+            daemon.get("/kv/b");
+            (larder(&["doctor"]).0 == Some(0)).then_some(())
+        });
+    }
+}

@@ -109,7 +109,7 @@ impl Received {
 
     fn on_end(&mut self) {
         self.stop_waiting();
-        self.leave.settle(Outcome::Good);
+        self.leave.good();
         let took = self.first_byte.elapsed().as_secs_f64();
         if self.got >= MEASURED_FROM_BYTES && took > 0.0 && !self.is_done {
             measure(self.leave.upstream(), self.got as f64 * 8.0 / took);
@@ -119,13 +119,16 @@ impl Received {
 
     fn on_stall(&mut self) -> BodyError {
         let waited = self.first_byte.elapsed();
-        self.on_trouble();
-        BodyError::Stalled { waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX) }
+        let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        let error = BodyError::Stalled { waited_ms };
+        self.on_trouble(&error);
+        error
     }
 
-    fn on_trouble(&mut self) {
+    fn on_trouble(&mut self, error: &BodyError) {
         self.stop_waiting();
         self.leave.upstream().failures.inc();
+        self.leave.errors().bad(error);
         self.leave.settle(Outcome::Trouble);
         self.is_done = true;
     }
@@ -176,7 +179,7 @@ impl Stream for Received {
         match this.inner.chunks.poll_next_unpin(cx) {
             Poll::Ready(Some(Ok(piece))) => Poll::Ready(Some(this.on_piece(piece))),
             Poll::Ready(Some(Err(error))) => {
-                this.on_trouble();
+                this.on_trouble(&error);
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {

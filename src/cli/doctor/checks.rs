@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::stats::{number, text};
+use crate::cli::stats::{self, number, text};
 use crate::units::ByteSize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,11 +135,15 @@ pub(super) fn upstreams(status: &Value, is_wanted: bool) -> Vec<Check> {
     let check = |(name, upstream): (&String, &Value)| {
         let name = format!("upstream {name}");
         let (answered, failed) = (number(&upstream["gets"]), number(&upstream["failures"]));
-        match text(&upstream["state"]) {
-            "closed" => Check::new(&name, State::Ok, format!("{answered} gets, {failed} failures")),
-            "half_open" => Check::new(&name, State::Note, "was not reachable and is tried again"),
-            _ => Check::new(&name, State::Bad, "is not reachable; the daemon's log says why"),
-        }
+        let Some(trouble) = stats::trouble(upstream) else {
+            return Check::new(&name, State::Ok, format!("{answered} gets, {failed} failures"));
+        };
+        // One error may be chance.
+        let in_a_row = ["get_errors", "put_errors"].map(|key| number(&upstream[key]["in_a_row"]));
+        let is_chance = text(&upstream["state"]) == "closed" && in_a_row.iter().all(|n| *n < 2);
+        let is_tried = text(&upstream["state"]) == "half_open";
+        let state = if is_chance || is_tried { State::Note } else { State::Bad };
+        Check::new(&name, state, trouble)
     };
     all.into_iter().map(check).collect()
 }
@@ -154,6 +158,10 @@ mod tests {
         let silence = "no daemon".to_owned();
         let disk = |free: u64, limit: u64| json!({"disk": {"free_bytes": free, "limit_bytes": limit, "faults": 0, "corrupt": 0}});
         let upstream = |state: &str| json!({"upstream": {"central": {"state": state}}});
+        let failing = |n: u64| {
+            let errors = json!({"in_a_row": n, "last": "upstream answered 401"});
+            json!({"upstream": {"main": {"state": "closed", "get_errors": errors}}})
+        };
         let cases = [
             (daemon(Ok(&ours("1.0")), "1.0"), State::Ok, "answers"),
             (daemon(Ok(&ours("0.9")), "1.0"), State::Note, "larder stop"),
@@ -175,7 +183,9 @@ mod tests {
             ),
             (upstreams(&upstream("closed"), true).remove(0), State::Ok, "gets"),
             (upstreams(&upstream("half_open"), true).remove(0), State::Note, "again"),
-            (upstreams(&upstream("open"), true).remove(0), State::Bad, "log"),
+            (upstreams(&upstream("open"), true).remove(0), State::Bad, "not asked"),
+            (upstreams(&failing(1), true).remove(0), State::Note, "401"),
+            (upstreams(&failing(2), true).remove(0), State::Bad, "401"),
             (upstreams(&json!({}), false).remove(0), State::Note, "--upstream"),
             (upstreams(&json!({}), true).remove(0), State::Bad, "larder stop"),
         ];
