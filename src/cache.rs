@@ -95,6 +95,11 @@ const WRITE_PIECE: usize = 1 << 20;
 const MEMORY_MIN: u64 = 64 << 20;
 const MEMORY_MAX: u64 = 1 << 30;
 
+/// What it means if nobody is found to have it: where there is no upstream, nobody was asked.
+fn nobody_has_it<'a>(mut realms: impl Iterator<Item = &'a Realm>) -> Why {
+    if realms.any(|realm| realm.upstream.is_some()) { Why::Absent } else { Why::Local }
+}
+
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Cache {
@@ -228,7 +233,7 @@ impl Cache {
                 return Lookup::Hit(blob, found);
             }
         }
-        let mut why = Why::Absent;
+        let mut why = nobody_has_it(realm.chain());
         for realm in realm.chain() {
             match self.upstream(realm, &key.in_realm(realm.id)).await {
                 Lookup::Hit(blob, found) => return Lookup::Hit(blob, found),
@@ -321,7 +326,7 @@ impl Cache {
                 return Ok(Some(row.size));
             }
         }
-        let mut why = Why::Absent;
+        let mut why = nobody_has_it(realm.chain());
         for realm in realm.chain() {
             let Some(upstream) = &realm.upstream else { continue };
             let key = key.in_realm(realm.id);

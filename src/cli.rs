@@ -80,6 +80,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
 
 fn code(outcome: Outcome) -> ExitCode {
     match outcome {
+        Ok(0) if out::is_lost() => ExitCode::from(FAILED),
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             for line in failure.problem.lines() {

@@ -228,6 +228,9 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
     let upstreams = upstream::read(reading, &mut sections, secrets);
     let (tokens, token_sections) = tokens::read(reading, secrets);
     let frontend = read_frontend(reading, tokens);
+    if secrets == Secrets::Read {
+        reading.check_files(reading.settings(), &["tls-cert", "tls-key"]);
+    }
     let dir = reading.store();
     let disk = reading.one("disk", values::limit);
     let floor = reading.one("disk-floor", values::limit);

@@ -95,6 +95,17 @@ pub fn run(
     result
 }
 
+/// What would keep a daemon with these settings from starting, without starting one: certificates
+/// and keys that are of no use.
+pub fn check(config: &Config) -> Vec<String> {
+    let metrics = Metrics::default();
+    let upstreams = config.upstreams.iter().filter_map(|upstream| {
+        backend::build(upstream, &metrics, 0).err().map(|error| error.to_string())
+    });
+    let tls = listener::tls(&config.frontend).err().map(|error| error.to_string());
+    upstreams.chain(tls).collect()
+}
+
 /// A running daemon.
 pub struct Daemon {
     cache: Cache,

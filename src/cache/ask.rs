@@ -101,7 +101,7 @@ impl Cache {
             realm.upstream.is_none() || self.inner.absent.contains(realm.id, &key)
         };
         if realm.go_chain().all(|realm| is_absent(&realm)) {
-            return Lookup::Miss(Why::Absent);
+            return Lookup::Miss(super::nobody_has_it(realm.go_chain()));
         }
         let Some(session) = session else { return self.ask_chain(realm, action, FETCH_WAIT).await };
         if let Some(blob) = self.await_forecast(realm, session, action).await {

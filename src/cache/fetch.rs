@@ -133,7 +133,7 @@ impl Cache {
         while let Some(chunk) = fetched.chunks.next().await {
             let chunk = chunk.map_err(|error| {
                 tracing::debug!(%error, "upstream: a body broke off");
-                Why::Fault
+                error.why()
             })?;
             if chunk.is_empty() {
                 // An empty last piece would release everything before it is verified.

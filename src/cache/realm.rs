@@ -124,6 +124,8 @@ pub struct Realms {
     known: RwLock<HashMap<RealmId, Arc<Realm>>>,
     /// The first few answers, so that a request that asks as most do needs no hashing.
     usual: RwLock<Vec<(Asked, Arc<Realm>)>>,
+    /// The upstreams of realms that the store remembers, where they are not configured any more.
+    forgotten: HashMap<RealmId, Arc<str>>,
     store: Store,
 }
 
@@ -146,13 +148,16 @@ impl Realms {
     /// Knows the realms that the store remembers, as far as their upstreams are still configured.
     pub fn new(upstreams: Vec<Upstream>, of_classes: Vec<String>, store: Store) -> Self {
         let (known, usual) = (RwLock::default(), RwLock::default());
-        let realms = Self { upstreams, of_classes, known, usual, store };
-        for (_, text) in realms.store.realms() {
+        let forgotten = HashMap::new();
+        let mut realms = Self { upstreams, of_classes, known, usual, forgotten, store };
+        for (id, text) in realms.store.realms() {
             let Ok(seen) = serde_json::from_str::<Remembered>(&text) else { continue };
             let still_there = realms.upstreams.iter().any(|u| *u.url == *seen.upstream);
             if still_there {
                 let trust = seen.trust.as_deref();
                 realms.keep(realms.make(&seen.namespace, trust, Some(&seen.upstream)));
+            } else {
+                realms.forgotten.insert(id, seen.upstream.into());
             }
         }
         realms
@@ -164,6 +169,11 @@ impl Realms {
 
     pub fn by_id(&self, id: RealmId) -> Option<Arc<Realm>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The upstream of a realm that the store remembers, and that is not configured any more.
+    pub fn former_upstream(&self, id: RealmId) -> Option<Arc<str>> {
+        self.forgotten.get(&id).cloned()
     }
 
     /// The realm that a client asks for, made and remembered if it is new.

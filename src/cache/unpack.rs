@@ -111,7 +111,7 @@ impl Cache {
         // A frame that goes on without bringing bytes would never end.
         let mut left = size;
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|_| Why::Fault)?;
+            let chunk = chunk.map_err(|error| error.why())?;
             left = left.checked_sub(chunk.len() as u64).ok_or(Why::Fault)?;
             self.feed(unpacking, chunk).await?;
         }

@@ -17,6 +17,7 @@ use crate::units::{ByteSize, Clock, show_count};
 const FLUSH_WITHIN: Duration = Duration::from_secs(600);
 /// What the daemon may take to answer beyond the time that it was given.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What an ending daemon may take: it goes on uploading for a moment.
 const END_WITHIN: Duration = Duration::from_secs(15);
@@ -60,13 +61,13 @@ pub(super) fn flush(matches: &ArgMatches) -> Outcome {
     let (_, config) = client_of(matches)?;
     let within = duration_of(matches, "timeout")?.unwrap_or(FLUSH_WITHIN);
     if config.named_store().is_some()
-        && let Ok(status) = link::ask(&config, "stats")
+        && let Ok(status) = link::ask_within(&config, "stats", answer_within(within))
         && let Some(served) = link::other_store(&config, &status)
     {
         return Err(Failure::new(FAILED, link::say_other_store(&config, &served)));
     }
     let reply = match flush_by_daemon(&config, within) {
-        Err(failure) if failure.code == NO_DAEMON && config.daemon.is_none() => {
+        Err(failure) if failure.code == NO_DAEMON && link::is_free(&config) => {
             flush_without(&config, within)?
         }
         other => other?,
@@ -84,11 +85,16 @@ pub(super) fn flush(matches: &ArgMatches) -> Outcome {
     Ok(if left == 0 { 0 } else { LEFT })
 }
 
+/// Whoever gave little time does not want to wait long for a daemon that says nothing.
+fn answer_within(within: Duration) -> Duration {
+    within.clamp(ANSWER_AT_LEAST, ANSWER_WITHIN)
+}
+
 fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Failure> {
     let timeout_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     let request = json!({ "op": "flush", "timeout_ms": timeout_ms });
     let mut progress = out::Progress::new();
-    link::question(config, &request, within.saturating_add(ANSWER_WITHIN), &mut |reply| {
+    link::question(config, &request, within.saturating_add(answer_within(within)), &mut |reply| {
         if let Some(left) = reply["progress"]["left"].as_u64() {
             progress.show(&format!("{} uploads to go", show_count(left)));
         }

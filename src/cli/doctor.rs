@@ -8,7 +8,7 @@ use std::process::Command;
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
-use super::{FAILED, Failure, Outcome, USAGE, client_of, link, out};
+use super::{FAILED, Failure, NO_DAEMON, Outcome, USAGE, client_of, link, out};
 use crate::config::ClientConfig;
 
 mod checks;
@@ -17,6 +17,8 @@ mod go;
 
 use checks::{Check, State};
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Looks at daemon, socket, store and upstreams; with a tool, at that tool. 1: something is wrong.
 pub(super) fn doctor(matches: &ArgMatches) -> Outcome {
     let tool = matches.get_one::<String>("tool").map(String::as_str);
@@ -24,17 +26,24 @@ pub(super) fn doctor(matches: &ArgMatches) -> Outcome {
         return Err(Failure::new(USAGE, format!("doctor knows nothing of `{tool}`; known: go")));
     }
     let (_, config) = client_of(matches)?;
-    let status = link::ask(&config, "stats").map_err(|failure| failure.problem);
-    let mut found = vec![checks::daemon(status.as_ref(), env!("CARGO_PKG_VERSION"))];
-    if config.daemon.is_none() {
+    let status = link::ask(&config, "stats");
+    let is_ours = config.daemon.is_none();
+    let found = match &status {
+        // Whoever needs one starts it.
+        Err(failure) if failure.code == NO_DAEMON && is_ours && !config.socket.exists() => {
+            checks::no_daemon()
+        }
+        other => checks::daemon(other.as_ref().map_err(|failure| &failure.problem), VERSION),
+    };
+    let mut found = vec![found];
+    if is_ours {
         found.extend(socket(&config));
     }
     let served = status.as_ref().ok().and_then(|status| status["store"].as_str());
-    let is_here = config.daemon.is_none();
-    let place = served.filter(|_| is_here).map_or(config.store.as_path(), Path::new);
+    let place = served.filter(|_| is_ours).map_or(config.store.as_path(), Path::new);
     found.push(store(place));
     if let Ok(status) = &status {
-        if let Some(served) = link::other_store(&config, status).filter(|_| is_here) {
+        if let Some(served) = link::other_store(&config, status).filter(|_| is_ours) {
             let said = link::say_other_store(&config, &served);
             found.push(Check::new("store", State::Note, said));
         }

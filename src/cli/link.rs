@@ -76,7 +76,20 @@ pub(super) fn say_other_store(config: &ClientConfig, served: &Path) -> String {
 
 /// A question that needs no more than the name of its operation.
 pub(super) fn ask(config: &ClientConfig, operation: &str) -> Result<Value, Failure> {
-    question(config, &json!({ "op": operation }), PATIENCE, &mut |_| {})
+    ask_within(config, operation, PATIENCE)
+}
+
+pub(super) fn ask_within(
+    config: &ClientConfig,
+    operation: &str,
+    patience: Duration,
+) -> Result<Value, Failure> {
+    question(config, &json!({ "op": operation }), patience, &mut |_| {})
+}
+
+/// Whether nobody is where a daemon would be started, not even one that hangs.
+pub(super) fn is_free(config: &ClientConfig) -> bool {
+    config.daemon.is_none() && std::os::unix::net::UnixStream::connect(&config.socket).is_err()
 }
 
 /// Asks the daemon; that there is none is a failure with the code for it.

@@ -1,15 +1,31 @@
 //! Printing. The only place of the command line that writes to standard output and error.
 //!
-//! A reader that goes away (`larder stats | head -1`) is no fault: what is left is not printed.
+//! A reader that goes away (`larder stats | head -1`) is no fault: what is left is not printed. A
+//! full disk is one.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
+
+/// Something could not be printed that somebody may wait for.
+static IS_LOST: AtomicBool = AtomicBool::new(false);
 
 /// Prints a line for whoever asked.
 pub(super) fn print(line: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            if !IS_LOST.swap(true, Ordering::Relaxed) {
+                say(&format!("cannot write to standard output: {error}"));
+            }
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+pub(super) fn is_lost() -> bool {
+    IS_LOST.load(Ordering::Relaxed)
 }
 
 /// Prints an object for programs; each has a version.

@@ -51,6 +51,10 @@ fn next_steps(daemon: &Daemon) -> Vec<String> {
 /// Prints what counts and where it was written. 2: something is wrong.
 pub(super) fn check_config(matches: &ArgMatches) -> Outcome {
     let config = load(matches)?;
+    let problems = daemon::check(&config);
+    if !problems.is_empty() {
+        return Err(Failure::new(USAGE, problems.join("\n")));
+    }
     if matches.get_flag("json") {
         out::print_json(&config.explain_json());
     } else {

@@ -139,6 +139,22 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// Notes a fault where a file is named that cannot be opened.
+    pub(super) fn check_files(&mut self, keys: Keys<'_>, names: &[&str]) {
+        for name in names {
+            let Some((_, word)) = keys.word(name) else { continue };
+            // A path that means nothing has its fault already.
+            let Ok(path) = self.resolve(&word.text, &word.origin) else { continue };
+            let opened = std::fs::File::open(&path).and_then(|file| file.metadata());
+            let problem = match opened {
+                Ok(meta) if meta.is_dir() => "is a directory".to_owned(),
+                Ok(_) => continue,
+                Err(error) => format!("cannot be read: {error}"),
+            };
+            self.faults.add(&word.origin, format!("{} {problem}", path.display()));
+        }
+    }
+
     /// A path among the settings, or its default.
     pub(super) fn setting_path(
         &mut self,

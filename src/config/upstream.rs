@@ -139,6 +139,9 @@ fn one(
     };
     let ca_file = reading.path(keys, "ca-file");
     let client_cert = reading.pair(keys, "client-cert", "client-key");
+    if secrets == Secrets::Read {
+        reading.check_files(keys, &["ca-file", "client-cert", "client-key"]);
+    }
     let write = reading.switch(keys, "write").unwrap_or(true);
     let write_method =
         reading.value(keys, "write-method", |text| match text.to_ascii_uppercase().as_str() {

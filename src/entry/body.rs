@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures_util::Stream;
 
+use super::Why;
+
 /// A body broke off. Whoever has begun to answer must break off visibly too.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -23,6 +25,18 @@ pub enum BodyError {
     Corrupt,
     #[error("{0}")]
     Broken(String),
+}
+
+impl BodyError {
+    /// What a client is told that misses because of this.
+    pub const fn why(&self) -> Why {
+        match self {
+            Self::Stalled { .. } => Why::Deadline,
+            Self::Truncated { .. } | Self::TooLarge { .. } | Self::Corrupt | Self::Broken(_) => {
+                Why::Fault
+            }
+        }
+    }
 }
 
 /// A stream of pieces of a body.

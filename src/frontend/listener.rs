@@ -21,7 +21,7 @@ use preface::{Opened, Rewound, Speaks};
 mod bind;
 mod preface;
 
-pub use bind::{BindError, Bound, Listener, bind};
+pub use bind::{BindError, Bound, Listener, bind, tls};
 
 /// From the first byte of a connection to knowing what it speaks, TLS included.
 const PREFACE_WITHIN: Duration = Duration::from_secs(10);

@@ -36,7 +36,10 @@ impl Store {
         let mut report = Verified::default();
         self.each(|store, key, row| {
             report.entries += 1;
-            report.bytes += row.size;
+            // What only names content has no bytes of its own.
+            if row.place != Place::Elsewhere {
+                report.bytes += row.size;
+            }
             if let Some(problem) = store.problem(key, row) {
                 report.bad.push((key.clone(), problem));
                 if repair {

@@ -28,7 +28,7 @@ fn malformed_keys_and_paths_are_told_apart_from_misses() {
     }
     let miss = daemon.get(&ac(1));
     assert_eq!((miss.status, miss.header("content-length")), (404, Some("0")));
-    assert_eq!(miss.header("larder-miss"), Some("absent"));
+    assert_eq!(miss.header("larder-miss"), Some("local"), "there is nobody to ask");
     assert_eq!(daemon.get("/").status, 400);
     assert_eq!(daemon.get("/nothing/here").status, 404);
     assert_eq!(daemon.send("OPTIONS", "/kv/a", b"").status, 405);

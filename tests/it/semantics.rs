@@ -72,7 +72,7 @@ fn a_cache_may_forget_it_never_lies() {
     assert!(changed >= 2, "nothing was changed");
     let daemon = home.daemon(&[]);
     let answer = daemon.get(&cas(&large));
-    assert_eq!((answer.status, answer.header("larder-miss")), (404, Some("absent")));
+    assert_eq!((answer.status, answer.header("larder-miss")), (404, Some("local")));
     daemon.put(&cas(&large), &large);
     assert!(daemon.get(&cas(&large)).body == large, "a put heals");
 }
@@ -209,7 +209,7 @@ fn health_metrics_and_status_are_answered_apart() {
     assert_eq!(send(admin, "GET", "/readyz", b"").unwrap().status, 200);
     let metrics = String::from_utf8(send(admin, "GET", "/metrics", b"").unwrap().body).unwrap();
     assert!(metrics.contains("larder_puts_total{protocol=\"kv\"} 1"), "{metrics}");
-    assert!(metrics.contains("larder_misses_total{protocol=\"kv\",why=\"absent\"} 1"));
+    assert!(metrics.contains("larder_misses_total{protocol=\"kv\",why=\"local\"} 1"));
     let status = send(admin, "GET", "/status", b"").unwrap().body;
     let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
     assert_eq!(status["version"], 1);

@@ -47,3 +47,81 @@ fn a_store_that_is_named_is_meant_and_not_the_daemons() {
     assert_eq!(said(&same), "1 entries removed\n");
     assert_eq!(daemon.get("/kv/ours").status, 404);
 }
+
+/// What the daemon would refuse to start with, and once only it did, one fault at a time.
+#[test]
+fn check_config_names_every_file_that_a_daemon_would_miss() {
+    let home = Home::new();
+    let config = home.path().join("larder.toml");
+    let text = "tls_cert = 'no.crt'\ntls_key = 'no.key'\n[[upstream]]\n\
+                url = 'https://cache.example.com'\nca_file = 'no.ca'\nclient_cert = 'no.pem'\n\
+                client_key = '/'\n";
+    std::fs::write(&config, text).unwrap();
+    let check = |config: &std::path::Path| {
+        home.larder(&["check-config", "--config", config.to_str().unwrap()]).output().unwrap()
+    };
+    let output = check(&config);
+    assert_eq!(output.status.code(), Some(2));
+    for (line, file) in [(1, "no.crt"), (2, "no.key"), (5, "no.ca"), (6, "no.pem"), (7, "/ is a")] {
+        let place = format!("larder.toml:{line}");
+        let said = said(&output);
+        let found = said.lines().any(|said| said.contains(&place) && said.contains(file));
+        assert!(found, "line {line}: {said}");
+    }
+    // There, but of no use.
+    std::fs::write(home.path().join("empty.pem"), "").unwrap();
+    let text = "tls_cert = 'empty.pem'\ntls_key = 'empty.pem'\n[[upstream]]\n\
+                url = 'https://cache.example.com'\nca_file = 'empty.pem'\n";
+    std::fs::write(&config, text).unwrap();
+    let output = check(&config);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said(&output).contains("ca_file") && said(&output).contains("--tls-cert"),
+        "{output:?}"
+    );
+}
+
+/// A daemon that was stopped once held up `flush --timeout 2s` for fifteen seconds.
+#[test]
+fn a_flush_beside_a_daemon_that_hangs_says_so_and_starts_no_other() {
+    let home = Home::new();
+    let daemon = home.daemon(&[]);
+    let pid = rustix::process::Pid::from_child(&daemon.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let output = home.larder(&["flush", "--timeout", "100ms"]).output().unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(said(&output).contains("does not answer"), "{output:?}");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_a_failure() {
+    let home = Home::new();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = home.larder(&["check-config"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("cannot write to standard output"), "{output:?}");
+}
+
+/// Owed uploads once belonged to a hash.
+#[test]
+fn a_flush_names_the_former_upstream_of_what_is_owed() {
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", "http://127.0.0.1:9/former"]);
+    daemon.put("/kv/a", b"owed");
+    assert_eq!(daemon.terminate(), Some(0));
+    let daemon = home.daemon(&[]);
+    let output = home.larder(&["flush", "--timeout", "5s"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(said(&output).contains("owed to http://127.0.0.1:9/former"), "{output:?}");
+    drop(daemon);
+}
+
+/// Nothing is wrong where nobody has built yet.
+#[test]
+fn doctor_takes_a_daemon_that_is_yet_to_be_started_for_no_fault() {
+    let home = Home::new();
+    let output = home.larder(&["doctor"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(said(&output).contains("starts one"), "{output:?}");
+}

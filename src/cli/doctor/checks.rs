@@ -43,6 +43,11 @@ impl Check {
     }
 }
 
+pub(super) fn no_daemon() -> Check {
+    let text = "none runs; `larder run`, or a go whose GOCACHEPROG is larder, starts one";
+    Check::new("daemon", State::Note, text)
+}
+
 pub(super) fn daemon(status: Result<&Value, &String>, ours: &str) -> Check {
     let status = match status {
         Ok(status) => status,
@@ -112,7 +117,11 @@ pub(super) fn space(status: &Value) -> Vec<Check> {
     }
     for (key, meaning) in [
         ("faults", "reads or writes of the store failed; see the daemon's log"),
-        ("corrupt", "entries were found damaged and dropped; `larder verify` looks for more"),
+        (
+            "corrupt",
+            "entries were damaged, here or on their way from upstream, and dropped; the \
+                     daemon's log names them, `larder verify` looks for more here",
+        ),
     ] {
         let count = number(&disk[key]);
         if count > 0 {

@@ -130,7 +130,7 @@ fn flags_and_variables_are_named_as_they_were_written() {
              `--insecure`",
         ),
         (
-            Machine::new().env("LARDER_TLS_KEY", "k"),
+            Machine::new().env("LARDER_TLS_KEY", "/dev/null"),
             "LARDER_TLS_KEY: `LARDER_TLS_KEY` needs `LARDER_TLS_CERT`; write for example \
              `LARDER_TLS_CERT=/etc/larder/tls.crt`",
         ),

@@ -36,6 +36,11 @@ fn every_setting_stands_in_the_example_and_all_of_it_is_valid() {
     let machine = machine
         .file("s/larder", "token")
         .file("s/larder-user", "me:pw")
+        .file("e/tls.crt", "")
+        .file("e/tls.key", "")
+        .file("e/ca.crt", "")
+        .file("e/client.crt", "")
+        .file("e/client.key", "")
         .file("e/tokens.toml", "[[token]]\nname='a'\nsecret='b'")
         .config(moved);
     let config = machine.load();
@@ -69,6 +74,7 @@ fn every_row_of_the_table_works_as_flag_variable_and_key() {
             let machine = Machine::new().file("tokens.toml", tokens);
             let example = match row.name {
                 "tokens" => machine.path("tokens.toml").display().to_string(),
+                "tls-cert" | "tls-key" => machine.path("tokens.toml").display().to_string(),
                 _ => row.example.to_owned(),
             };
             let other = match row.name {
@@ -76,7 +82,7 @@ fn every_row_of_the_table_works_as_flag_variable_and_key() {
                 "tls-key" => "tls-cert",
                 _ => "",
             };
-            let machine = if other.is_empty() { machine } else { machine.flag(other, "/x") };
+            let machine = if other.is_empty() { machine } else { machine.flag(other, "/dev/null") };
             let toml = row.toml_example().replace(row.example, &example);
             let toml = toml.replace(" and below it ", "\n");
             of(machine.config("").file("value", &example).file("toml", toml))

@@ -19,7 +19,7 @@ pub enum BindError {
     #[error("cannot listen on {path}: {source}; choose another with --socket")]
     Unix { path: PathBuf, source: io::Error },
     #[error(
-        "another larder answers on {0}; stop it with `larder stop` or choose another socket with --socket"
+        "somebody listens on {0}; if it is another larder, `larder stop` ends it; else choose another socket with --socket"
     )]
     Taken(PathBuf),
     #[error("{dir} belongs to user {owner}; choose another socket with --socket")]
@@ -54,7 +54,7 @@ pub struct Bound {
 
 /// Binds every listener. The default port may be somebody else's: then the socket serves alone.
 pub async fn bind(config: &Config) -> Result<Bound, BindError> {
-    let tls = config.tls.as_ref().map(|(cert, key)| tls_acceptor(cert, key)).transpose()?;
+    let tls = tls(config)?;
     let is_shared = !config.allow_uid.is_empty();
     let mut bound =
         Bound { listeners: vec![bind_unix(&config.socket, is_shared)?], tls, http: Vec::new() };
@@ -83,6 +83,11 @@ pub async fn bind(config: &Config) -> Result<Bound, BindError> {
         }
     }
     Ok(bound)
+}
+
+/// What TLS is served with, if it is.
+pub fn tls(config: &Config) -> Result<Option<TlsAcceptor>, BindError> {
+    config.tls.as_ref().map(|(cert, key)| tls_acceptor(cert, key)).transpose()
 }
 
 /// With `is_shared`, others may reach the socket, and who they are is looked at when they connect.

@@ -28,7 +28,8 @@ const STUCK_MAX: usize = 16;
 /// Why an upload cannot be sent to anybody.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stuck {
-    NoUpstream(RealmId),
+    /// Its realm's upstream, as far as it is known.
+    NoUpstream(RealmId, Arc<str>),
     ReadOnly(Arc<str>),
     NoUploads,
 }
@@ -36,7 +37,14 @@ pub(super) enum Stuck {
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoUpstream(realm) => write!(f, "the upstream of realm {realm} is not configured"),
+            Self::NoUpstream(realm, url) if url.is_empty() => {
+                write!(f, "the upstream of realm {realm} is not configured")
+            }
+            Self::NoUpstream(_, url) => write!(
+                f,
+                "they are owed to {url}, which is no upstream of this daemon: name it again to send \
+                 them, or `larder purge` them"
+            ),
             Self::ReadOnly(upstream) => write!(f, "upstream `{upstream}` is read-only"),
             Self::NoUploads => f.write_str("this daemon is set to upload nothing"),
         }
@@ -177,12 +185,16 @@ fn upstream_of(cache: &Cache, owed: &Owed) -> Result<Arc<str>, Stuck> {
     if cache.config().read_only {
         return Err(Stuck::NoUploads);
     }
-    let realm = cache.realms().by_id(owed.realm).ok_or(Stuck::NoUpstream(owed.realm))?;
+    let realm = cache.realms().by_id(owed.realm).ok_or_else(|| no_upstream(cache, owed.realm))?;
     match (realm.writes_to(), &realm.upstream) {
         (Some(upstream), _) => Ok(upstream.name.clone()),
         (None, Some(upstream)) => Err(Stuck::ReadOnly(upstream.name.clone())),
-        (None, None) => Err(Stuck::NoUpstream(owed.realm)),
+        (None, None) => Err(no_upstream(cache, owed.realm)),
     }
+}
+
+fn no_upstream(cache: &Cache, realm: RealmId) -> Stuck {
+    Stuck::NoUpstream(realm, cache.realms().former_upstream(realm).unwrap_or_default())
 }
 
 pub(super) fn is_expired(owed: &Owed, now: Timestamp) -> bool {

@@ -191,7 +191,7 @@ async fn uploads_outlive_the_process_and_wait_for_their_upstream() {
     let mut read_only = upstream("main", bench.backend.clone());
     read_only.writes = false;
     let cases = [
-        (vec![], 2, "is not configured (2 owed)"),
+        (vec![], 2, "which is no upstream of this daemon"),
         (vec![read_only], 2, "upstream `main` is read-only (2 owed)"),
         (vec![upstream("main", bench.backend.clone())], 0, ""),
     ];
