@@ -173,21 +173,32 @@ impl Layout {
         let path = self.dir.join("format");
         match std::fs::read_to_string(&path) {
             Ok(text) if text == FORMAT => Ok(()),
-            Ok(text) => {
+            Ok(text) if !text.bytes().all(|byte| byte == 0) => {
                 let found = text.chars().take(40).collect::<String>().trim().to_owned();
                 Err(LayoutError::Format { dir: self.dir.clone(), found })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
+            // New, or the power went before what was written here was on the disk.
+            Ok(_) | Err(_) => {
                 let mut noise = [0; 32];
                 File::open("/dev/urandom")
                     .and_then(|mut f| f.read_exact(&mut noise))
                     .map_err(io)?;
-                std::fs::write(self.nonce(), Digest(noise).to_string()).map_err(io)?;
-                std::fs::write(path, FORMAT).map_err(io)
+                write_whole(&self.nonce(), &Digest(noise).to_string()).map_err(io)?;
+                write_whole(&path, FORMAT).map_err(io)?;
+                File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)
             }
-            Err(error) => Err(io(error)),
         }
     }
+}
+
+/// Writes a small file so that a power cut leaves it as it was, or whole.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut file = File::create(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(beside, path)
 }
 
 /// File systems on which shared memory maps of one file are not one file.

@@ -1,0 +1,137 @@
+//! What a store after a power cut must hold, may hold, and must not.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder::entry::{Class, Digest, Key, Meta};
+use larder::store::{Store, Stored};
+
+use crate::workload::{Play, REALM, State, clock};
+
+/// What the play had said of itself when the power went.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Acts that were acknowledged, and that a sync has covered.
+    acted: usize,
+    synced: usize,
+    checked: Cell<u64>,
+    lost: Cell<u64>,
+}
+
+impl Seen {
+    pub(crate) fn hear(&mut self, mark: &str) {
+        let (word, what) = mark.split_once(' ').unwrap();
+        let count = || what.parse::<usize>().unwrap() + 1;
+        match word {
+            "acted" => self.acted = count(),
+            "synced" => self.synced = count(),
+            "gone" | "full" => {}
+            other => panic!("mark {other}"),
+        }
+    }
+
+    pub(crate) fn checked(&self) -> u64 {
+        self.checked.get()
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.get()
+    }
+}
+
+/// Opens the store of a cut and looks at all of it; with `goes_on`, it must also work as a new one.
+pub(crate) fn check(image: &Path, play: &Play, seen: &Seen, goes_on: bool, what: &str) {
+    let open = || {
+        let opened = Store::open(&(play.config)(image), clock(), Arc::default());
+        opened.unwrap_or_else(|error| panic!("{what}: {error}"))
+    };
+    let mut store = open();
+    // From what was synced last to the act that was under way.
+    let last = (seen.acted + 1).min(play.states.len() - 1);
+    let window = &play.states[seen.synced..=last];
+    for name in &play.names {
+        check_entry(&store, play, seen, window, name, what);
+    }
+    check_owed(&store, window, what);
+    check_damage(&store, play, window, what);
+    if goes_on {
+        let key = Key::opaque(REALM, "after").unwrap();
+        let mut staged = store.stage();
+        staged.write(b"after the cut").unwrap();
+        let staged = staged.finish();
+        let meta = Meta::new(staged.digest, staged.size, clock().now(), Class::Other);
+        if store.put(&key, staged, &meta, None).is_ok() {
+            assert!(store.sync(Duration::from_secs(30)), "{what}: cannot commit");
+            store.close();
+            drop(store);
+            store = open();
+            assert_eq!(bytes(&store, &key).as_deref(), Some(&b"after the cut"[..]), "{what}");
+        }
+    }
+    store.close();
+}
+
+fn check_entry(store: &Store, play: &Play, seen: &Seen, window: &[State], name: &Key, what: &str) {
+    let allowed: BTreeSet<_> = window.iter().map(|state| state.entries.get(name)).collect();
+    seen.checked.set(seen.checked.get() + 1);
+    match bytes(store, name) {
+        Some(found) => {
+            let is_right = allowed.iter().flatten().any(|at| play.bodies[at] == found);
+            assert!(is_right, "{what}: {name} is {} bytes of another time", found.len());
+        }
+        None => {
+            // What was put over in the last second may be lost with what was put.
+            assert!(
+                allowed.contains(&None) || allowed.len() > 1,
+                "{what}: {name} was synced and is lost"
+            );
+            if window.last().is_some_and(|state| state.entries.contains_key(name)) {
+                seen.lost.set(seen.lost.get() + 1);
+            }
+        }
+    }
+}
+
+/// What was not synced may be damaged, is found, and can be repaired; nothing else is damaged.
+fn check_damage(store: &Store, play: &Play, window: &[State], what: &str) {
+    let of = |state: &State| state.entries.values().copied().collect::<BTreeSet<usize>>();
+    let certain = window.iter().map(of).reduce(|all, some| &all & &some).unwrap_or_default();
+    let certain: BTreeSet<Key> =
+        certain.iter().map(|at| Key::content(Digest::of(&play.bodies[at]))).collect();
+    for (key, problem) in store.verify(true, |_| {}).bad {
+        assert!(!certain.contains(&key), "{what}: {key} was synced, and {problem}");
+    }
+    let left = store.verify(false, |_| {}).bad;
+    assert!(left.is_empty(), "{what}: {left:?}");
+}
+
+fn check_owed(store: &Store, window: &[State], what: &str) {
+    let owed: BTreeSet<Key> =
+        store.owed_from(0, 100_000).into_iter().map(|(_, owed)| owed.key).collect();
+    let of = |state: &State| state.owed.iter().cloned().collect::<BTreeSet<Key>>();
+    let ever: BTreeSet<Key> = window.iter().flat_map(of).collect();
+    for key in &ever {
+        let always = window.iter().all(|state| state.owed.contains(key));
+        assert!(!always || owed.contains(key), "{what}: the upload of {key} is forgotten");
+    }
+    for key in &owed {
+        assert!(ever.contains(key), "{what}: the upload of {key} was settled and is owed again");
+    }
+}
+
+fn bytes(store: &Store, key: &Key) -> Option<Vec<u8>> {
+    let read = |file: &File, len: u64| {
+        let mut bytes = vec![0; usize::try_from(len).unwrap()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    match store.get(key)? {
+        Stored::Bytes(_, bytes) => Some(bytes.to_vec()),
+        Stored::File(meta, file) => Some(read(&file, meta.size)),
+    }
+}

@@ -1,0 +1,124 @@
+//! Power cuts, simulated. A process that uses a store is watched while it writes; from what it had
+//! written and synced, the disk is made as a power cut at any moment could have left it: what was not
+//! synced is there, gone, in another order or torn. Each such store must open, hold what was synced,
+//! and give back nothing that was never put.
+//!
+//! `LARDER_CUTS` says how many cuts are tried; `LARDER_SEED` repeats a run.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod check;
+mod disk;
+mod trace;
+mod workload;
+
+use std::path::Path;
+use std::process::Command;
+
+use larder::units::Random;
+
+use disk::Disk;
+use trace::Event;
+use workload::{Plan, Play};
+
+/// Cuts in a plain `cargo test`; more are for those who ask.
+const CUTS: u64 = 300;
+const SEED: u64 = 20_261_126;
+/// Set for the process that is watched: where it works.
+const STAGE: &str = "LARDER_CUTS_STAGE";
+const EVICTS: &str = "LARDER_CUTS_EVICTS";
+
+#[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    let written = variable(name);
+    written.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
+}
+
+/// Not a test: what the watched process does.
+#[test]
+fn the_play() {
+    let Some(stage) = variable(STAGE) else { return };
+    let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: variable(EVICTS).is_some() };
+    workload::play(Path::new(&stage), &plan);
+}
+
+/// Runs the play in a process of its own; what it did to its files.
+fn watch(stage: &Path, plan: &Plan) -> Vec<Event> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuts/recorder.c");
+    let (library, trace) = (stage.join("recorder.so"), stage.join("trace"));
+    let root = stage.join("root");
+    std::fs::create_dir(&root).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source);
+    assert!(cc.status().expect("a C compiler, as the index needs too").success());
+    let mut player = Command::new(std::env::current_exe().unwrap());
+    player
+        .args(["--exact", "the_play", "--nocapture"])
+        .env("LD_PRELOAD", &library)
+        .env("RECORD_ROOT", &root)
+        .env("RECORD_TRACE", &trace)
+        .env("LARDER_SEED", plan.seed.to_string())
+        .env(STAGE, &root);
+    if plan.evicts {
+        player.env(EVICTS, "1");
+    }
+    let output = player.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    trace::read(&std::fs::read(trace).unwrap(), root.to_str().unwrap())
+}
+
+/// In memory where that can be: what is synced there costs nothing.
+fn stage() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = memory.is_dir().then(|| tempfile::tempdir_in(memory).ok()).flatten();
+    made.unwrap_or_else(|| tempfile::tempdir().unwrap())
+}
+
+/// Tries `cuts` of them, spread over all moments of the play.
+fn try_cuts(plan: &Plan, cuts: u64) {
+    let stage = stage();
+    let events = watch(stage.path(), plan);
+    let play = Play::of(plan, &trace::marks(&events));
+    let moments = events.iter().filter(|event| event.is_of_store()).count() as u64;
+    assert!(moments > 1000, "{moments} writes, syncs and renames were seen");
+    let mut random = Random::new(plan.seed);
+    let mut due: Vec<u64> = (0..cuts).map(|_| random.next_u64() % moments).collect();
+    due.sort_unstable();
+    let mut due = due.into_iter().peekable();
+    let (mut disk, mut seen, mut at) = (Disk::default(), check::Seen::default(), 0);
+    for event in &events {
+        if let Event::Mark(text) = event {
+            seen.hear(text);
+            continue;
+        }
+        while due.next_if_eq(&at).is_some() {
+            let image = stage.path().join("image");
+            disk.write_as_cut(&mut random, &image);
+            let what = format!("seed {}, cut before event {at}: {event:?}", plan.seed);
+            check::check(&image, &play, &seen, random.next_u64().is_multiple_of(10), &what);
+            std::fs::remove_dir_all(&image).unwrap();
+        }
+        disk.apply(event);
+        at += u64::from(event.is_of_store());
+    }
+    let (entries, lost) = (seen.checked(), seen.lost());
+    eprintln!(
+        "{cuts} cuts in {moments} moments: {entries} entries looked at, {lost} of the last second lost"
+    );
+}
+
+#[test]
+fn a_power_cut_loses_at_most_what_was_not_synced() {
+    let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: false };
+    try_cuts(&plan, number("LARDER_CUTS", CUTS).div_ceil(2));
+}
+
+#[test]
+fn a_power_cut_while_room_is_made_brings_nothing_back_and_takes_nothing_that_stayed() {
+    let plan = Plan { seed: number("LARDER_SEED", SEED) + 1, evicts: true };
+    try_cuts(&plan, number("LARDER_CUTS", CUTS).div_ceil(2));
+}

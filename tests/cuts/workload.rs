@@ -1,0 +1,236 @@
+//! The play: what a store is asked to do, the same for the same seed, and what it then must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder::entry::{Class, Digest, Key, Meta, RealmId};
+use larder::store::evict::Eviction;
+use larder::store::record::Place;
+use larder::store::{Config, Limit, Store, StoreError};
+use larder::units::{ByteSize, Clock, Random, Timestamp};
+
+pub(crate) const REALM: RealmId = RealmId([7; 16]);
+/// Acts in a play.
+const ACTS: usize = 400;
+/// Names that are put again and again.
+const NAMES: u64 = 40;
+const BEGIN: Timestamp = Timestamp(1_800_000_000 * 1_000_000_000);
+const WAIT: Duration = Duration::from_secs(30);
+
+/// Which play.
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) evicts: bool,
+}
+
+impl Plan {
+    pub(crate) fn config(&self, dir: &Path) -> Config {
+        let size = |bytes| Some(Limit::Size(ByteSize(bytes)));
+        let disk = size(if self.evicts { 3 << 20 } else { 1 << 30 });
+        Config { dir: dir.join("store"), disk, floor: size(0) }
+    }
+}
+
+pub(crate) fn clock() -> Clock {
+    Clock::manual(BEGIN)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Put { name: u64, len: usize, is_owed: bool },
+    PutContent { len: usize, is_owed: bool },
+    Remove { name: u64 },
+    Settle,
+    Sync,
+    MakeRoom,
+}
+
+fn acts(plan: &Plan) -> Vec<Act> {
+    let mut random = Random::new(plan.seed);
+    let mut below = |n: u64| random.next_u64() % n;
+    let mut act = |_| {
+        let len = match below(5) {
+            0 => 65_537 + below(60_000),
+            1 => below(60_000),
+            _ => below(3000),
+        };
+        let len = usize::try_from(len).unwrap();
+        let is_owed = below(3) == 0;
+        match below(20) {
+            0..8 => Act::Put { name: below(NAMES), len, is_owed },
+            8..12 => Act::PutContent { len, is_owed },
+            12 | 13 => Act::Remove { name: below(NAMES) },
+            14 | 15 => Act::Settle,
+            16 => Act::Sync,
+            _ if plan.evicts => Act::MakeRoom,
+            _ => Act::Sync,
+        }
+    };
+    (0..ACTS).map(&mut act).collect()
+}
+
+/// The body that the n-th act puts.
+fn body(at: usize, len: usize) -> Vec<u8> {
+    let mut random = Random::new(at as u64);
+    let mut body: Vec<u8> = (at as u64).to_le_bytes().to_vec();
+    while body.len() < len {
+        body.extend_from_slice(&random.next_u64().to_le_bytes());
+    }
+    body
+}
+
+fn opaque(name: u64) -> Key {
+    Key::opaque(REALM, &format!("n{name}")).unwrap()
+}
+
+/// Does it, and says of each act when it is acknowledged.
+pub(crate) fn play(root: &Path, plan: &Plan) {
+    let mut marks = File::create(root.join(crate::trace::MARKS)).unwrap();
+    let clock = clock();
+    std::fs::create_dir(root.join("store")).unwrap();
+    let mut store = Store::open(&plan.config(root), clock.clone(), Arc::default()).unwrap();
+    let mut eviction = Eviction::new(plan.seed);
+    let mut names: BTreeSet<Key> = (0..NAMES).map(opaque).collect();
+    for (at, act) in acts(plan).into_iter().enumerate() {
+        // One line is one write.
+        let mut say = |word: &str, what: &str| {
+            marks.write_all(format!("{word} {what}").as_bytes()).unwrap();
+        };
+        match act {
+            Act::Put { .. } | Act::PutContent { .. } => {
+                let (key, body, is_owed) = put_of(at, act).unwrap();
+                names.insert(key.clone());
+                let mut staged = store.stage();
+                staged.write(&body).unwrap();
+                let staged = staged.finish();
+                let meta = Meta::new(staged.digest, staged.size, clock.now(), Class::Other);
+                match store.put(&key, staged, &meta, is_owed.then_some(REALM)) {
+                    Ok(_) => {}
+                    Err(StoreError::Full) => say("full", &at.to_string()),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Act::Remove { name } => drop(store.remove(&opaque(name))),
+            Act::Settle => {
+                if let Some((number, _)) = store.owed_from(0, 1).first() {
+                    assert!(store.settle(*number));
+                }
+            }
+            Act::Sync => assert!(store.sync(WAIT)),
+            Act::MakeRoom => {
+                clock.advance(Duration::from_secs(20));
+                store.evict_step(&mut eviction);
+                for name in names.iter().filter(|name| is_gone(&store, name)) {
+                    say("gone", &name.to_string());
+                }
+            }
+        }
+        say("acted", &at.to_string());
+        if matches!(act, Act::Sync) {
+            say("synced", &at.to_string());
+        }
+        if at == ACTS / 2 {
+            // An orderly end and a new start are moments too.
+            store.close();
+            drop(store);
+            store = Store::open(&plan.config(root), clock.clone(), Arc::default()).unwrap();
+        }
+    }
+    store.close();
+}
+
+fn is_gone(store: &Store, key: &Key) -> bool {
+    store.find(key).is_none_or(|row| {
+        row.place == Place::Elsewhere && store.find(&Key::content(row.digest)).is_none()
+    })
+}
+
+fn put_of(at: usize, act: Act) -> Option<(Key, Vec<u8>, bool)> {
+    match act {
+        Act::Put { name, len, is_owed } => Some((opaque(name), body(at, len), is_owed)),
+        Act::PutContent { len, is_owed } => {
+            let body = body(at, len);
+            Some((Key::content(Digest::of(&body)), body, is_owed))
+        }
+        _ => None,
+    }
+}
+
+/// What a store holds after some acts.
+#[derive(Clone, Default)]
+pub(crate) struct State {
+    /// The act whose body is under a name.
+    pub(crate) entries: BTreeMap<Key, usize>,
+    /// Oldest first.
+    pub(crate) owed: Vec<Key>,
+}
+
+/// The whole play as it should have gone.
+pub(crate) struct Play {
+    pub(crate) config: Box<dyn Fn(&Path) -> Config>,
+    /// Before the first act, and after each.
+    pub(crate) states: Vec<State>,
+    pub(crate) bodies: BTreeMap<usize, Vec<u8>>,
+    /// Every name that was ever put.
+    pub(crate) names: BTreeSet<Key>,
+}
+
+impl Play {
+    /// `marks` say which puts were refused, as a full store may, and what room was made of.
+    pub(crate) fn of(plan: &Plan, marks: &[&str]) -> Self {
+        let refused: BTreeSet<usize> =
+            marks.iter().filter_map(|mark| mark.strip_prefix("full ")?.parse().ok()).collect();
+        let gone = gone_in(marks);
+        let copy = Plan { ..*plan };
+        let mut play = Self {
+            config: Box::new(move |dir| copy.config(dir)),
+            states: vec![State::default()],
+            bodies: BTreeMap::new(),
+            names: BTreeSet::new(),
+        };
+        for (at, act) in acts(plan).into_iter().enumerate() {
+            let mut state = play.states[at].clone();
+            match act {
+                Act::Put { .. } | Act::PutContent { .. } if !refused.contains(&at) => {
+                    let (key, body, is_owed) = put_of(at, act).unwrap();
+                    state.entries.insert(key.clone(), at);
+                    if is_owed {
+                        state.owed.retain(|owed| *owed != key);
+                        state.owed.push(key.clone());
+                    }
+                    play.bodies.insert(at, body);
+                    play.names.insert(key);
+                }
+                Act::Remove { name } => drop(state.entries.remove(&opaque(name))),
+                Act::MakeRoom => {
+                    let gone = gone.get(&at);
+                    state
+                        .entries
+                        .retain(|key, _| gone.is_none_or(|g| !g.contains(&key.to_string())));
+                }
+                Act::Settle if !state.owed.is_empty() => drop(state.owed.remove(0)),
+                _ => {}
+            }
+            play.states.push(state);
+        }
+        play
+    }
+}
+
+/// The names that were gone after an act.
+fn gone_in(marks: &[&str]) -> BTreeMap<usize, BTreeSet<String>> {
+    let mut gone: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+    let mut at = 0;
+    for mark in marks {
+        match mark.split_once(' ').unwrap() {
+            ("acted", act) => at = act.parse::<usize>().unwrap() + 1,
+            ("gone", name) => drop(gone.entry(at).or_default().insert(name.to_owned())),
+            _ => {}
+        }
+    }
+    gone
+}
