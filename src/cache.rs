@@ -200,17 +200,6 @@ impl Cache {
         self.inner.owed.notified().await;
     }
 
-    /// Returns when something was put and the store is nearly full.
-    pub async fn room_wanted(&self) {
-        self.inner.room.notified().await;
-    }
-
-    fn want_room(&self) {
-        if self.inner.store.excess() > 0 {
-            self.inner.room.notify_one();
-        }
-    }
-
     /// Wakes whoever uploads.
     pub fn wake_uploader(&self) {
         self.inner.owed.notify_one();

@@ -46,11 +46,13 @@ type Outcome = Result<u8, Failure>;
 struct Failure {
     code: u8,
     problem: String,
+    /// Nobody is where a daemon was looked for, not even one that hangs.
+    is_nobody: bool,
 }
 
 impl Failure {
     fn new(code: u8, problem: impl ToString) -> Self {
-        Self { code, problem: problem.to_string() }
+        Self { code, problem: problem.to_string(), is_nobody: false }
     }
 }
 

@@ -111,7 +111,7 @@ impl Cache {
     }
 
     fn unpack_ahead(&self, output: &Digest, size: u64, frame: &[Bytes]) -> Option<Finished> {
-        if !self.inner.store.has_room(size) {
+        if !self.has_room(size) {
             return None;
         }
         let finished = if size <= AT_ONCE_MAX {

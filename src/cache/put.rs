@@ -107,6 +107,26 @@ impl Cache {
         })
     }
 
+    /// Returns when something was put and the store is nearly full.
+    pub async fn room_wanted(&self) {
+        self.inner.room.notified().await;
+    }
+
+    /// Whether `size` more bytes may be stored; if not, room is looked for.
+    pub(super) fn has_room(&self, size: u64) -> bool {
+        let has = self.inner.store.has_room(size);
+        if !has {
+            self.inner.room.notify_one();
+        }
+        has
+    }
+
+    pub(super) fn want_room(&self) {
+        if self.inner.store.excess() > 0 {
+            self.inner.room.notify_one();
+        }
+    }
+
     /// Into the store, and whoever must know of it.
     fn keep(
         &self,
@@ -195,7 +215,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(cache: &'a Cache, announced: Option<u64>) -> Self {
-        let room = cache.inner.store.has_room(announced.unwrap_or(0));
+        let room = cache.has_room(announced.unwrap_or(0));
         Self {
             cache,
             staged: room.then(|| cache.inner.store.stage()),
@@ -207,7 +227,7 @@ impl<'a> Writer<'a> {
     async fn write(&mut self, pieces: Vec<Bytes>) {
         let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         let written = self.staged.as_ref().map_or(0, Staged::len);
-        if self.staged.is_some() && !self.cache.inner.store.has_room(written + more) {
+        if self.staged.is_some() && !self.cache.has_room(written + more) {
             // A body that did not say its length has outgrown the disk: its file goes at once.
             self.staged = None;
             self.fault = Some(StoreError::Full);

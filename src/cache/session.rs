@@ -370,7 +370,9 @@ impl Sessions {
         let is_in_use = |session: &&Arc<Session>| {
             session.is_live() || session.ended.get().max(session.started.seconds()) >= lately
         };
-        self.list().iter().filter(is_in_use).map(|session| session.started).min()
+        let list = self.list();
+        // The clock may have been set back since.
+        list.iter().filter(is_in_use).map(|session| session.started.min(now)).min()
     }
 
     pub fn any_live(&self) -> bool {

@@ -69,7 +69,7 @@ impl Cache {
         name: &Name,
         entry: &GoEntry,
     ) -> Result<Finished, Why> {
-        if !self.inner.store.has_room(entry.size) {
+        if !self.has_room(entry.size) {
             return Err(Why::Fault);
         }
         let unpacking = Unpacking::new(self.inner.store.stage(), entry.size)?;

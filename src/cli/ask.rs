@@ -6,9 +6,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
-use super::{
-    FAILED, Failure, LEFT, NO_DAEMON, Outcome, client_of, duration_of, link, out, stats as words,
-};
+use super::{FAILED, Failure, LEFT, Outcome, client_of, duration_of, link, out, stats as words};
 use crate::config::ClientConfig;
 use crate::store::index::Index;
 use crate::store::layout::{Layout, is_in_use};
@@ -67,9 +65,7 @@ pub(super) fn flush(matches: &ArgMatches) -> Outcome {
         return Err(Failure::new(FAILED, link::say_other_store(&config, &served)));
     }
     let reply = match flush_by_daemon(&config, within) {
-        Err(failure) if failure.code == NO_DAEMON && link::is_free(&config) => {
-            flush_without(&config, within)?
-        }
+        Err(failure) if link::is_free(&config, &failure) => flush_without(&config, within)?,
         other => other?,
     };
     let left = reply["left_entries"].as_u64().unwrap_or(0);

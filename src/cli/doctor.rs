@@ -8,7 +8,7 @@ use std::process::Command;
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
-use super::{FAILED, Failure, NO_DAEMON, Outcome, USAGE, client_of, link, out};
+use super::{FAILED, Failure, Outcome, USAGE, client_of, link, out};
 use crate::config::ClientConfig;
 
 mod checks;
@@ -30,9 +30,7 @@ pub(super) fn doctor(matches: &ArgMatches) -> Outcome {
     let is_ours = config.daemon.is_none();
     let found = match &status {
         // Whoever needs one starts it.
-        Err(failure) if failure.code == NO_DAEMON && is_ours && !config.socket.exists() => {
-            checks::no_daemon()
-        }
+        Err(failure) if link::is_free(&config, failure) => checks::no_daemon(),
         other => checks::daemon(other.as_ref().map_err(|failure| &failure.problem), VERSION),
     };
     let mut found = vec![found];
@@ -43,7 +41,7 @@ pub(super) fn doctor(matches: &ArgMatches) -> Outcome {
     let place = served.filter(|_| is_ours).map_or(config.store.as_path(), Path::new);
     found.push(store(place));
     if let Ok(status) = &status {
-        if let Some(served) = link::other_store(&config, status).filter(|_| is_ours) {
+        if let Some(served) = link::other_store(&config, status) {
             let said = link::say_other_store(&config, &served);
             found.push(Check::new("store", State::Note, said));
         }

@@ -57,8 +57,11 @@ pub(super) fn ensure(config: &ClientConfig) -> Result<Option<Value>, String> {
 }
 
 /// The store of the daemon that says `status`, where flags or variables name another one.
+///
+/// A daemon elsewhere that is asked over HTTP may have paths of its own.
 pub(super) fn other_store(config: &ClientConfig, status: &Value) -> Option<PathBuf> {
-    let named = config.named_store()?;
+    let is_here = !matches!(config.daemon, Some(Daemon::Http(_)));
+    let named = config.named_store().filter(|_| is_here)?;
     let served = PathBuf::from(status["store"].as_str()?);
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     (real(named) != real(&served)).then_some(served)
@@ -87,9 +90,9 @@ pub(super) fn ask_within(
     question(config, &json!({ "op": operation }), patience, &mut |_| {})
 }
 
-/// Whether nobody is where a daemon would be started, not even one that hangs.
-pub(super) fn is_free(config: &ClientConfig) -> bool {
-    config.daemon.is_none() && std::os::unix::net::UnixStream::connect(&config.socket).is_err()
+/// Whether a question failed because nobody is where this client would start a daemon.
+pub(super) fn is_free(config: &ClientConfig, failure: &Failure) -> bool {
+    config.daemon.is_none() && failure.is_nobody
 }
 
 /// Asks the daemon; that there is none is a failure with the code for it.
@@ -118,7 +121,8 @@ fn failure(error: &ControlError) -> Failure {
         ControlError::Connect(ConnectError::Nobody(_)) => "; start one with `larder daemon`",
         ControlError::Connect(_) | ControlError::Broken { .. } => "",
     };
-    Failure::new(code, format!("{error}{hint}"))
+    let is_nobody = matches!(error, ControlError::Connect(ConnectError::Nobody(_)));
+    Failure { is_nobody, ..Failure::new(code, format!("{error}{hint}")) }
 }
 
 #[cfg(test)]

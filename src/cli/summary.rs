@@ -101,8 +101,12 @@ fn why_not(status: &Value, session: &Value) -> Option<String> {
     if misses + number("hits_upstream") == 0 || number("prefetched") > 0 {
         return None;
     }
+    // One that has helped may have failed for a moment.
+    let is_helping = number("hits_upstream") > 0;
     let troubles: Vec<_> = upstreams.values().map_while(trouble_with_gets).collect();
-    if let Some(trouble) = troubles.first().filter(|_| troubles.len() == upstreams.len()) {
+    if let Some(trouble) =
+        troubles.first().filter(|_| troubles.len() == upstreams.len() && !is_helping)
+    {
         return Some(format!("the central cache is of no help: {trouble}"));
     }
     let is_known = |key: &str| session[key].as_str().is_some_and(|text| !text.is_empty());

@@ -7,7 +7,7 @@ use clap::ArgMatches;
 use serde_json::{Value, json};
 
 use super::stats::{number, text};
-use super::{FAILED, Failure, NO_DAEMON, Outcome, STORE_IN_USE, client_of, duration_of, link, out};
+use super::{FAILED, Failure, Outcome, STORE_IN_USE, USAGE, client_of, duration_of, link, out};
 use crate::config::ClientConfig;
 use crate::store::verify::{Purge, Verified};
 use crate::store::{self, Store};
@@ -120,14 +120,14 @@ fn by_daemon_or(
     show: &mut dyn FnMut(u64, u64),
     directly: impl FnOnce(&Store, &mut dyn FnMut(u64, u64)) -> Value,
 ) -> Result<Value, Failure> {
-    if !is_of_another(config) {
+    if is_of_daemon(config)? {
         let asked = link::question(config, request, PATIENCE, &mut |reply| {
             let progress = &reply["progress"];
             show(number(&progress["entries"]), number(&progress["bytes"]));
         });
         match asked {
             // Settings that name a daemon mean its store, not the one here.
-            Err(failure) if failure.code == NO_DAEMON && config.daemon.is_none() => {}
+            Err(failure) if link::is_free(config, &failure) => {}
             other => return other,
         }
     }
@@ -139,12 +139,24 @@ fn by_daemon_or(
     Ok(value)
 }
 
-/// Whether the daemon that runs has a store of its own, and this command was told another.
-fn is_of_another(config: &ClientConfig) -> bool {
-    config.daemon.is_none()
-        && config.named_store().is_some()
-        && link::ask(config, "stats")
-            .is_ok_and(|status| link::other_store(config, &status).is_some())
+/// Whether the daemon has the store that is meant. Where one is named it must say so: what cannot be
+/// told must not cost another one's entries.
+fn is_of_daemon(config: &ClientConfig) -> Result<bool, Failure> {
+    if config.named_store().is_none() {
+        return Ok(true);
+    }
+    let status = match link::ask(config, "stats") {
+        Err(failure) if link::is_free(config, &failure) => return Ok(false),
+        other => other?,
+    };
+    match link::other_store(config, &status) {
+        None => Ok(true),
+        // Both were named, and they are not of each other.
+        Some(served) if config.daemon.is_some() => {
+            Err(Failure::new(USAGE, link::say_other_store(config, &served)))
+        }
+        Some(_) => Ok(false),
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod needs;
 mod segments;
 
 use needs::{Level, Needs, Owed};
+use segments::{Coldest, Judged};
 
 /// Longer than a helper takes to report what it used.
 pub const GRACE_S: u32 = 15;
@@ -25,6 +26,8 @@ pub const GRACE_S: u32 = 15;
 const GO_DAY_S: u32 = 24 * 3600;
 /// Files looked at to find one victim.
 const SAMPLE: usize = 24;
+/// So often files are looked at before it is said that none may go.
+const SAMPLES_AT_LAST: usize = 10;
 /// Victims condemned in one step.
 const VICTIMS: usize = 64;
 
@@ -41,14 +44,24 @@ pub struct Evicted {
 #[derive(Debug)]
 pub struct Eviction {
     random: Random,
-    condemned: HashMap<Vec<u8>, u32>,
-    /// Segments that were found too hot to give up, when, and at which level.
-    too_hot: HashMap<u32, (u32, Level)>,
+    /// Files that are about to go: since when, and how large they are.
+    condemned: HashMap<Vec<u8>, (u32, u64)>,
+    judged: HashMap<u32, Judged>,
     /// What builds use that go on now was used since then.
     live_since: Option<u32>,
     owed: Owed,
+    state: State,
+}
+
+/// What the last step has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing had to be given up, or something was.
+    Well,
+    /// Nothing was found yet, and there is more to look at.
+    Looking,
     /// Nothing could be given up though something had to be.
-    is_stuck: bool,
+    Stuck,
 }
 
 impl Eviction {
@@ -56,10 +69,10 @@ impl Eviction {
         Self {
             random: Random::new(seed),
             condemned: HashMap::new(),
-            too_hot: HashMap::new(),
+            judged: HashMap::new(),
             live_since: None,
             owed: Owed::default(),
-            is_stuck: false,
+            state: State::Well,
         }
     }
 
@@ -70,8 +83,13 @@ impl Eviction {
 
     /// Whether the last step found nothing to give up, though something had to be: all is used by
     /// builds that go on, or owed upstream.
-    pub const fn is_stuck(&self) -> bool {
-        self.is_stuck
+    pub fn is_stuck(&self) -> bool {
+        self.state == State::Stuck
+    }
+
+    /// Whether the next step may find what the last one did not.
+    pub fn is_looking(&self) -> bool {
+        self.state == State::Looking
     }
 
     pub fn waiting(&self) -> usize {
@@ -90,43 +108,54 @@ impl Store {
     pub fn evict_step(&self, eviction: &mut Eviction) -> Evicted {
         let mut done = self.remove_condemned(eviction);
         let excess = self.excess();
-        let pending: u64 = eviction
-            .condemned
-            .keys()
-            .filter_map(|key| self.find_encoded(key))
-            .map(|row| row.size)
-            .sum();
-        eviction.is_stuck = false;
+        let pending: u64 = eviction.condemned.values().map(|(_, size)| size).sum();
+        eviction.state = State::Well;
         if excess > pending + done.bytes {
-            let chosen = self.choose_victims(eviction, excess - pending, &mut done);
-            eviction.is_stuck = !chosen && pending == 0 && done == Evicted::default();
+            eviction.state = self.choose_victims(eviction, excess - pending, &mut done);
+            if eviction.state == State::Stuck && (pending > 0 || done != Evicted::default()) {
+                eviction.state = State::Well;
+            }
         }
         self.inner.metrics.evicted_entries.add(done.entries);
         self.inner.metrics.evicted_bytes.add(done.bytes);
         done
     }
 
-    /// Gives up what is least needed; false if all is needed.
-    fn choose_victims(&self, eviction: &mut Eviction, excess: u64, done: &mut Evicted) -> bool {
+    /// Gives up what is least needed.
+    fn choose_victims(&self, eviction: &mut Eviction, excess: u64, done: &mut Evicted) -> State {
         let files = self.inner.tail.file_bytes.load(std::sync::atomic::Ordering::Relaxed);
-        let segments = self.used_bytes() - files;
+        let segments = self.used_bytes().saturating_sub(files);
         // Whichever holds more gives first; the other follows if that yields nothing.
         let by_segment = segments > files;
-        Level::ALL.into_iter().any(|level| {
-            let needs = self.needs(eviction, level);
-            by_segment && self.evict_segment(eviction, &needs, done)
-                || self.condemn_files(eviction, &needs, excess, done) > 0
-                || !by_segment && self.evict_segment(eviction, &needs, done)
-        })
+        let needs = self.needs(eviction);
+        let mut coldest =
+            if by_segment { Some(self.coldest_segment(eviction, &needs)) } else { None };
+        for level in Level::ALL {
+            let tries = if level == Level::Last { SAMPLES_AT_LAST } else { 1 };
+            if !by_segment && self.condemn_files(eviction, (&needs, level), tries, excess, done) {
+                return State::Well;
+            }
+            let coldest = coldest.get_or_insert_with(|| self.coldest_segment(eviction, &needs));
+            if let Coldest::At(at, number) = *coldest
+                && at <= level
+                && self.evict_segment(eviction, &needs, (level, number), done)
+            {
+                return State::Well;
+            }
+            if by_segment && self.condemn_files(eviction, (&needs, level), tries, excess, done) {
+                return State::Well;
+            }
+            // Milder ways are looked for in all segments first.
+            if matches!(coldest, Coldest::More) {
+                return State::Looking;
+            }
+        }
+        State::Stuck
     }
 
-    fn needs(&self, eviction: &mut Eviction, level: Level) -> Needs {
+    fn needs(&self, eviction: &mut Eviction) -> Needs {
         let now = seconds(self.inner.clock.now());
-        let owed = match level {
-            Level::Day | Level::Hours => None,
-            Level::Live => eviction.owed.look(self, now),
-        };
-        Needs { level, now, live_since: eviction.live_since, owed }
+        Needs { now, live_since: eviction.live_since, owed: eviction.owed.look(self, now) }
     }
 
     /// Removes condemned files whose grace is over, if nobody used them since.
@@ -134,13 +163,16 @@ impl Store {
         let now = seconds(self.inner.clock.now());
         let mut done = Evicted::default();
         self.flush_touches();
-        eviction.condemned.retain(|key, since| {
+        let live_since = eviction.live_since;
+        let needs = Needs { now, live_since, owed: None };
+        eviction.condemned.retain(|key, (since, _)| {
             if now.saturating_sub(*since) < GRACE_S {
                 return true;
             }
             let Some(row) = self.find_encoded(key) else { return false };
             let touched = self.touched(key, &row);
-            if touched >= *since || row.condemned == 0 {
+            // A build may have begun, and used it, while it was chosen.
+            if touched >= *since || row.condemned == 0 || needs.is_live(touched) {
                 self.pardon(key, row);
             } else if let Some(key) = Key::decode(key) {
                 self.remove_row(&key, &row);
@@ -159,20 +191,28 @@ impl Store {
         }
     }
 
-    /// Marks the least recently used of sampled files, as many as cover the excess.
+    /// Marks the least recently used of sampled files, as many as cover the excess; false if none
+    /// was found in `tries` samples.
     fn condemn_files(
         &self,
         eviction: &mut Eviction,
-        needs: &Needs,
+        (needs, level): (&Needs, Level),
+        tries: usize,
         excess: u64,
         done: &mut Evicted,
-    ) -> u64 {
-        let mut freed = 0;
+    ) -> bool {
+        let (mut freed, mut failed) = (0, 0);
         for _ in 0..VICTIMS {
             if freed >= excess {
                 break;
             }
-            let Some((key, row)) = self.coldest_file(eviction, needs) else { break };
+            let Some((key, row)) = self.coldest_file(eviction, needs, level) else {
+                failed += 1;
+                if freed > 0 || failed >= tries {
+                    break;
+                }
+                continue;
+            };
             let Ok(mut change) = self.inner.tail.begin() else { break };
             // Under the lock: a touch or a put in between takes it off the list.
             if self.find_encoded(&key) != Some(row) {
@@ -182,13 +222,18 @@ impl Store {
             drop(change);
             freed += row.size;
             done.condemned += 1;
-            eviction.condemned.insert(key, needs.now);
+            eviction.condemned.insert(key, (needs.now, row.size));
         }
-        freed
+        freed > 0
     }
 
-    /// The least recently used of some files that are not needed.
-    fn coldest_file(&self, eviction: &mut Eviction, needs: &Needs) -> Option<(Vec<u8>, Row)> {
+    /// The least recently used of some files that may go.
+    fn coldest_file(
+        &self,
+        eviction: &mut Eviction,
+        needs: &Needs,
+        level: Level,
+    ) -> Option<(Vec<u8>, Row)> {
         let mut seed = [0; 32];
         for part in seed.chunks_exact_mut(8) {
             part.copy_from_slice(&eviction.random.next_u64().to_le_bytes());
@@ -201,10 +246,10 @@ impl Store {
             // The overlay knows better: removals, new rows, touches just written.
             .filter_map(|(key, _)| self.find_encoded(&key).map(|row| (key, row)))
             .filter(|(key, row)| {
+                // One that was condemned by a process that has ended is as good as any.
                 row.place == Place::File
-                    && row.condemned == 0
                     && !eviction.condemned.contains_key(key)
-                    && !needs.spare(self.touched(key, row), &row.digest)
+                    && !needs.spare(level, self.touched(key, row), &row.digest)
             })
             .min_by_key(|(key, row)| self.touched(key, row))
     }

@@ -8,8 +8,8 @@ use crate::entry::{Digest, Key, Kind, Meta, RealmId};
 use crate::store::file::{Finished, Staged};
 use crate::store::index::Owed;
 use crate::store::record::{EntryMeta, Place, Row, Stamp};
-use crate::store::segment::{INLINE_MAX, Tag};
-use crate::store::tail::Append;
+use crate::store::segment::{INLINE_MAX, Position, Tag};
+use crate::store::tail::{Append, Change};
 use crate::store::{Put, Store, StoreError, Stored, layout, row_of, seconds};
 
 impl Store {
@@ -94,10 +94,13 @@ impl Store {
             return Err(StoreError::Gone);
         }
         let stamp = layout::stamp(&file, self.inner.boot);
-        let known = self.find(&content).is_some_and(|row| {
-            row.place == Place::File && row.stamp == stamp && row.condemned == 0
-        });
-        if !known {
+        let known = self
+            .find(&content)
+            .filter(|row| row.place == Place::File && row.stamp == stamp && row.condemned == 0);
+        if let Some(row) = known {
+            // Its path goes to go again.
+            self.touch(&content, &row);
+        } else {
             let meta = self.content_meta(meta.digest, meta.size);
             let entry = EntryMeta { meta, place: Place::File, owed: None };
             self.append(&content, &entry, &[], stamp, Some(path))?;
@@ -147,6 +150,7 @@ impl Store {
         }
         let record = Append { tag: Tag::Entry, key: &encoded, meta: &meta, body };
         let (at, len) = change.append(&record).map_err(StoreError::of)?;
+        self.note_segment(&mut change, at);
         let row = row_of(entry, at, len, stamp, seconds(self.inner.clock.now()));
         self.account(before.as_ref(), &row);
         if let Some(path) = sync {
@@ -157,6 +161,15 @@ impl Store {
             change.owe(self.owed(key, entry.meta.size, realm));
         }
         Ok(())
+    }
+
+    /// A segment is as young as what was written to it: noted when it is begun, and when it is full.
+    pub(super) fn note_segment(&self, change: &mut Change<'_>, at: Position) {
+        if at.offset == 0 {
+            let now = seconds(self.inner.clock.now());
+            change.segment_touched(at.segment.saturating_sub(1), now);
+            change.segment_touched(at.segment, now);
+        }
     }
 
     fn account(&self, before: Option<&Row>, after: &Row) {

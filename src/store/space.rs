@@ -14,7 +14,7 @@ const FLOOR_MAX: ByteSize = ByteSize::gib(1);
 const FLOOR_SHARE: Percent = Percent(5);
 
 /// Shorter segments would be too many files.
-const SEGMENT_MIN: u64 = 1 << 20;
+const SEGMENT_MIN: u64 = 128 << 10;
 
 /// See the module.
 #[derive(Debug)]

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::entry::{Class, Digest};
-use crate::store::evict::{Eviction, GRACE_S};
 use crate::store::verify::Purge;
+
+mod evict;
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -202,116 +203,6 @@ fn owed_uploads_survive_in_order_and_replace_each_other() {
     let store = bench.open();
     assert_eq!(names(&store), ["kv/c", "kv/a"]);
     assert_eq!((store.owed_entries(), store.owed_bytes()), (2, 2));
-    store.close();
-}
-
-#[test]
-fn a_full_disk_tier_says_so_and_eviction_makes_room() {
-    let bench = Bench::new();
-    let store = bench.open_with(ByteSize::mib(4));
-    let body = |n: u8| vec![n; 500_000];
-    let mut stored = 0;
-    for n in 0..9 {
-        let mut staged = store.stage();
-        staged.write(&body(n)).unwrap();
-        let body = staged.finish();
-        let meta = Meta::new(body.digest, body.size, bench.clock.now(), Class::Other);
-        match store.put(&Key::content(body.digest), body, &meta, None) {
-            Ok(_) => stored += 1,
-            Err(error) => assert!(matches!(error, StoreError::Full), "{error}"),
-        }
-    }
-    assert_eq!(stored, 8, "the ninth does not fit");
-    store.sync(Duration::from_secs(10));
-    let mut eviction = Eviction::new(1);
-    eviction.set_live_since(Some(bench.clock.now()));
-    assert_eq!(store.evict_step(&mut eviction).condemned, 0, "all of it is in use");
-    assert!(eviction.is_stuck());
-    eviction.set_live_since(None);
-    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
-    store.load(&content(&body(3)), &store.find(&content(&body(3))).unwrap());
-    assert!(store.evict_step(&mut eviction).condemned > 0);
-    store.sync(Duration::from_secs(10));
-    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
-    let done = store.evict_step(&mut eviction);
-    assert!(done.bytes > 0, "{done:?}");
-    assert!(store.find(&content(&body(3))).is_some(), "what was just used stays");
-    bench.put(&store, &content(b"new"), b"new", None);
-    assert_eq!(body_of(&store, &content(b"new")), Some(b"new".to_vec()));
-    store.close();
-}
-
-#[test]
-fn a_segment_given_up_keeps_what_is_hot() {
-    let bench = Bench::new();
-    let store = bench.open_with(ByteSize::mib(272));
-    let body = |n: u32| [&n.to_le_bytes()[..], &[1; 60_000]].concat();
-    let count = 2300 * 2; // nearly all that it holds
-    for n in 0..count {
-        bench.put(&store, &opaque(&n.to_string()), &body(n), None);
-    }
-    let mut eviction = Eviction::new(1);
-    eviction.set_live_since(Some(bench.clock.now()));
-    assert_eq!(store.evict_step(&mut eviction).bytes, 0, "everything is hot");
-    store.sync(Duration::from_secs(30));
-    bench.clock.advance(Duration::from_secs(24 * 3600));
-    assert_eq!(body_of(&store, &opaque("5")), Some(body(5)));
-    let mut eviction = Eviction::new(1);
-    let mut freed = 0;
-    while store.excess() > 0 {
-        freed += store.evict_step(&mut eviction).bytes;
-        assert!(!eviction.is_stuck());
-    }
-    assert!(freed > 15 << 20, "{freed}");
-    store.sync(Duration::from_secs(30));
-    assert!(body_of(&store, &opaque("5")) == Some(body(5)), "hot: copied forward");
-    assert!(body_of(&store, &opaque("6")).is_none(), "cold: gone");
-    let last = count - 1;
-    assert!(body_of(&store, &opaque(&last.to_string())) == Some(body(last)));
-    assert_eq!(bench.metrics.corrupt.get(), 0);
-    store.close();
-}
-
-/// A store of 20 MiB once refused every new entry for hours, because all of it was new.
-#[test]
-fn a_store_filled_at_once_gives_up_what_was_used_longest_ago() {
-    let bench = Bench::new();
-    let store = bench.open_with(ByteSize::mib(8));
-    let body = |n: u32| [&n.to_le_bytes()[..], &[1; 30_000]].concat();
-    let mut eviction = Eviction::new(1);
-    for n in 0..1000 {
-        bench.put(&store, &opaque(&n.to_string()), &body(n), None);
-        if store.excess() > 0 {
-            bench.clock.advance(Duration::from_secs(1));
-            store.evict_step(&mut eviction);
-            assert!(!eviction.is_stuck(), "at {n}");
-        }
-    }
-    assert!(store.used_bytes() <= 8 << 20);
-    assert!(body_of(&store, &opaque("999")) == Some(body(999)), "the newest is there");
-    assert!(body_of(&store, &opaque("0")).is_none(), "the oldest gave way");
-    store.close();
-}
-
-#[test]
-fn what_is_owed_stays_though_all_else_gives_way() {
-    let bench = Bench::new();
-    let store = bench.open_with(ByteSize::mib(8));
-    let body = |n: u32| [&n.to_le_bytes()[..], &[1; 30_000]].concat();
-    let large = vec![7; 200_000];
-    bench.put(&store, &content(&large), &large, Some(RealmId([7; 16])));
-    bench.put(&store, &opaque("owed"), &body(999), Some(RealmId([7; 16])));
-    let mut eviction = Eviction::new(1);
-    for n in 0..500 {
-        bench.clock.advance(Duration::from_secs(1));
-        bench.put(&store, &opaque(&n.to_string()), &body(n), None);
-        if store.excess() > 0 {
-            store.evict_step(&mut eviction);
-        }
-    }
-    assert!(body_of(&store, &opaque("0")).is_none());
-    assert!(body_of(&store, &opaque("owed")) == Some(body(999)), "copied forward");
-    assert!(body_of(&store, &content(&large)) == Some(large));
     store.close();
 }
 

@@ -4,8 +4,8 @@
 //! somebody else owns (entries, bytes, owed uploads) come in through `Gauges` when asked for.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 mod render;
@@ -42,30 +42,36 @@ impl Gauge {
 /// Errors since something last went well.
 #[derive(Debug, Default)]
 pub struct Streak {
-    in_a_row: AtomicU64,
-    last: Mutex<Option<Arc<str>>>,
+    /// Nearly always there is nothing to forget.
+    is_bad: AtomicBool,
+    errors: Mutex<(u64, Option<Arc<str>>)>,
 }
 
 impl Streak {
     pub fn good(&self) {
-        // Nearly always there is nothing to forget.
-        if self.in_a_row.load(Ordering::Relaxed) > 0 {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.in_a_row.store(0, Ordering::Relaxed);
+        if self.is_bad.load(Ordering::Acquire) {
+            let mut errors = self.errors();
+            *errors = (0, None);
+            self.is_bad.store(false, Ordering::Release);
         }
     }
 
     pub fn bad(&self, error: &dyn std::fmt::Display) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string().into());
-        self.in_a_row.fetch_add(1, Ordering::Relaxed);
+        let mut errors = self.errors();
+        *errors = (errors.0 + 1, Some(error.to_string().into()));
+        self.is_bad.store(true, Ordering::Release);
     }
 
     pub fn in_a_row(&self) -> u64 {
-        self.in_a_row.load(Ordering::Relaxed)
+        self.errors().0
     }
 
     pub fn last(&self) -> Option<Arc<str>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.errors().1.clone()
+    }
+
+    fn errors(&self) -> MutexGuard<'_, (u64, Option<Arc<str>>)> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Makes room on disk, and writes down what was used. What is given up is the store's decision.
 //!
 //! Its look at the free space, every ten seconds, is the one thing that wakes an idle daemon often.
+//! While room is being made it looks each second, and as often as puts want it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::cache::Cache;
-use crate::store::Store;
 use crate::store::evict::Eviction;
 use crate::units::{ByteSize, show_count};
 use crate::worker::desk::Desk;
@@ -28,7 +28,7 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let mut shutdown = cache.tasks().shutdown_signal();
     let mut eviction = Eviction::new(cache.clock().now().0);
     let mut touches_flushed = Instant::now();
-    let mut is_full = false;
+    let (mut is_full, mut was_full) = (false, false);
     loop {
         desk.woke();
         if touches_flushed.elapsed() >= TOUCHES_EVERY {
@@ -39,11 +39,9 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
         let is_needed = cache.store().excess() > 0 || eviction.waiting() > 0;
         if is_needed {
             desk.set_state("making room");
-            let store = cache.store().clone();
-            let seed = cache.clock().now().0;
-            eviction.set_live_since(cache.sessions().live_since());
+            let (room_for, seed) = (cache.clone(), cache.clock().now().0);
             let step = move || {
-                make_room(&store, &mut eviction);
+                make_room(&room_for, &mut eviction);
                 eviction
             };
             // After a panic, which was counted, what was condemned is forgotten and found again.
@@ -51,7 +49,11 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
             eviction = done.unwrap_or_else(|| Eviction::new(seed));
         }
         let excess = cache.store().excess();
-        tell(&cache, excess > 0 && eviction.is_stuck(), &mut is_full);
+        is_full = excess > 0 && (is_full || eviction.is_stuck());
+        if is_full != was_full {
+            was_full = is_full;
+            tell(&cache, is_full);
+        }
         desk.set_state(match eviction.waiting() {
             0 if is_full => "full: all is in use or owed".to_owned(),
             0 => "idle".to_owned(),
@@ -64,20 +66,16 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
         };
         tokio::select! {
             () = shutdown.wait() => return,
-            () = sleep(next_look(excess, eviction.waiting())) => {}
-            () = wanted, if !is_full => {}
+            () = sleep(next_look(excess, eviction.waiting(), eviction.is_stuck())) => {}
+            () = wanted, if !eviction.is_stuck() => {}
         }
     }
 }
 
-/// Says when the store becomes full of what must stay, and when it no longer is.
-fn tell(cache: &Cache, is_stuck: bool, was_full: &mut bool) {
-    if is_stuck == *was_full {
-        return;
-    }
-    *was_full = is_stuck;
+/// Says that the store has become full of what must stay, or that it is so no longer.
+fn tell(cache: &Cache, is_full: bool) {
     let store = cache.store();
-    if is_stuck {
+    if is_full {
         tracing::warn!(
             used = %ByteSize(store.used_bytes()),
             limit = %ByteSize(store.limit_bytes()),
@@ -91,16 +89,20 @@ fn tell(cache: &Cache, is_stuck: bool, was_full: &mut bool) {
     }
 }
 
-const fn next_look(excess: u64, waiting: usize) -> Duration {
-    if excess > 0 || waiting > 0 { STEP_EVERY } else { LOOK_EVERY }
+const fn next_look(excess: u64, waiting: usize, is_stuck: bool) -> Duration {
+    // What all is needed now will not be free in a second.
+    if waiting > 0 || excess > 0 && !is_stuck { STEP_EVERY } else { LOOK_EVERY }
 }
 
 /// Steps until nothing is in excess, or a step changes nothing.
-fn make_room(store: &Store, eviction: &mut Eviction) {
+fn make_room(cache: &Cache, eviction: &mut Eviction) {
+    let store = cache.store();
     for _ in 0..STEPS_MAX {
+        // Builds begin while room is made.
+        eviction.set_live_since(cache.sessions().live_since());
         let done = store.evict_step(eviction);
-        let is_stuck = done.entries == 0 && done.bytes == 0 && done.condemned == 0;
-        if is_stuck || store.excess() == 0 {
+        let is_idle = done.entries == 0 && done.bytes == 0 && done.condemned == 0;
+        if is_idle && !eviction.is_looking() || store.excess() == 0 {
             return;
         }
     }
@@ -113,9 +115,10 @@ mod tests {
 
     #[test]
     fn it_looks_often_only_while_there_is_something_to_do() {
-        assert_eq!(next_look(0, 0), LOOK_EVERY);
-        assert_eq!(next_look(1, 0), STEP_EVERY);
-        assert_eq!(next_look(0, 1), STEP_EVERY);
+        assert_eq!(next_look(0, 0, false), LOOK_EVERY);
+        assert_eq!(next_look(1, 0, false), STEP_EVERY);
+        assert_eq!(next_look(0, 1, false), STEP_EVERY);
+        assert_eq!(next_look(1, 0, true), LOOK_EVERY);
     }
 
     #[tokio::test(start_paused = true)]

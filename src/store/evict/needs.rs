@@ -1,6 +1,6 @@
-//! What stays while room is made: by age, and in the last resort by who relies on it.
+//! What stays while room is made: what somebody relies on, then what is young.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::GO_DAY_S;
@@ -11,7 +11,7 @@ use crate::store::{Store, TOUCH_EVERY_S};
 const HOURS_S: u32 = 3 * 3600;
 /// What is owed is looked through again after this long.
 const OWED_EVERY_S: u32 = 10;
-/// Owed uploads that are looked through. Whoever owes more gives nothing up in the last resort.
+/// Owed uploads that are looked through. Whoever owes more gives nothing up.
 const OWED_MAX: usize = 200_000;
 /// Owed uploads read in one go.
 const OWED_STEP: usize = 10_000;
@@ -25,57 +25,75 @@ pub(super) enum Level {
     Hours,
     /// The least recently used goes, whenever that was; what is in use or owed stays.
     Live,
+    /// What has been owed for hours goes too: an upstream that takes nothing must not end caching.
+    Last,
 }
 
 impl Level {
-    pub(super) const ALL: [Self; 3] = [Self::Day, Self::Hours, Self::Live];
+    pub(super) const ALL: [Self; 4] = [Self::Day, Self::Hours, Self::Live, Self::Last];
 }
 
-/// What stays at a level.
+/// Who relies on what, now.
 pub(super) struct Needs {
-    pub(super) level: Level,
     pub(super) now: u32,
     /// What builds use that go on now was used since then.
     pub(super) live_since: Option<u32>,
-    /// Bodies that are to be sent upstream. None: not looked at, or too many.
+    /// Bodies that are to be sent upstream. None: too many, or not known.
     pub(super) owed: Option<OwedBodies>,
 }
 
 impl Needs {
-    /// Whether a file stays that was used last at `touched`.
-    pub(super) fn spare(&self, touched: u32, digest: &Digest) -> bool {
-        match self.level {
-            Level::Day => self.now.saturating_sub(touched) < GO_DAY_S,
-            Level::Hours => self.now.saturating_sub(touched) < HOURS_S,
-            Level::Live => {
-                // A touch is noted only now and then.
-                let is_live = |since: u32| touched.saturating_add(TOUCH_EVERY_S) >= since;
-                self.live_since.is_some_and(is_live)
-                    || self.owed.as_ref().is_none_or(|owed| owed.may_hold(touched, digest))
-            }
-        }
+    /// Whether a build that goes on may rely on what was used last at `touched`.
+    pub(super) fn is_live(&self, touched: u32) -> bool {
+        // A touch is noted only now and then.
+        self.live_since.is_some_and(|since| touched.saturating_add(TOUCH_EVERY_S) >= since)
+    }
+
+    /// Whether somebody relies on a body, whatever its age.
+    pub(super) fn is_needed(&self, level: Level, touched: u32, digest: &Digest) -> bool {
+        let is_owed = || {
+            self.owed.as_ref().is_none_or(|owed| owed.may_hold(self.now, level, touched, digest))
+        };
+        self.is_live(touched) || is_owed()
+    }
+
+    /// Whether a file stays.
+    pub(super) fn spare(&self, level: Level, touched: u32, digest: &Digest) -> bool {
+        let keep = match level {
+            Level::Day => GO_DAY_S,
+            Level::Hours => HOURS_S,
+            Level::Live | Level::Last => 0,
+        };
+        self.age(touched) < keep || self.is_needed(level, touched, digest)
     }
 
     /// Whether a small body stays: no path leads to it, so hours are enough.
-    pub(super) fn spare_inline(&self, touched: u32, digest: &Digest) -> bool {
-        match self.level {
-            Level::Day | Level::Hours => self.now.saturating_sub(touched) < HOURS_S,
-            Level::Live => self.spare(touched, digest),
-        }
+    pub(super) fn spare_inline(&self, level: Level, touched: u32, digest: &Digest) -> bool {
+        self.spare(level.max(Level::Hours), touched, digest)
+    }
+
+    /// Whether a name stays whose content is there.
+    pub(super) fn spare_name(&self, level: Level, touched: u32, digest: &Digest) -> bool {
+        self.age(touched) < GO_DAY_S || self.is_needed(level, touched, digest)
+    }
+
+    const fn age(&self, touched: u32) -> u32 {
+        self.now.saturating_sub(touched)
     }
 }
 
-/// The bodies that are owed upstream, as of a while ago.
+/// The bodies that are owed upstream, as of a while ago, and since when.
 #[derive(Clone, Debug)]
 pub(super) struct OwedBodies {
     at: u32,
-    bodies: Arc<HashSet<Digest>>,
+    bodies: Arc<HashMap<Digest, u32>>,
 }
 
 impl OwedBodies {
     /// What was put since may be owed too.
-    fn may_hold(&self, touched: u32, digest: &Digest) -> bool {
-        touched >= self.at || self.bodies.contains(digest)
+    fn may_hold(&self, now: u32, level: Level, touched: u32, digest: &Digest) -> bool {
+        let counts = |since: &u32| level < Level::Last || now.saturating_sub(*since) < HOURS_S;
+        touched >= self.at || self.bodies.get(digest).is_some_and(counts)
     }
 }
 
@@ -87,30 +105,81 @@ pub(super) struct Owed {
 }
 
 impl Owed {
-    /// None if they are too many to tell.
+    /// None if they are too many to tell, or cannot be read.
     pub(super) fn look(&mut self, store: &Store, now: u32) -> Option<OwedBodies> {
-        if store.owed_entries() == 0 || now.saturating_sub(self.at) >= OWED_EVERY_S {
+        let is_old = now < self.at || now.saturating_sub(self.at) >= OWED_EVERY_S;
+        // That nothing is owed is true only until something is.
+        let was_none = self.seen.as_ref().is_none_or(|seen| seen.bodies.is_empty());
+        if is_old || was_none {
             self.at = now;
             let bodies = owed_bodies(store).map(Arc::new);
-            self.seen = bodies.map(|bodies| OwedBodies { at: now, bodies });
+            // Where nothing is owed, nothing was put since either that is.
+            let at = if bodies.as_ref().is_some_and(|b| b.is_empty()) { u32::MAX } else { now };
+            self.seen = bodies.map(|bodies| OwedBodies { at, bodies });
         }
         self.seen.clone()
     }
 }
 
-fn owed_bodies(store: &Store) -> Option<HashSet<Digest>> {
-    let mut bodies = HashSet::new();
-    let mut from = 0;
-    let mut seen = 0;
+fn owed_bodies(store: &Store) -> Option<HashMap<Digest, u32>> {
+    let mut bodies = HashMap::new();
+    let (mut from, mut seen) = (0, 0);
     loop {
         let some = store.owed_from(from, OWED_STEP);
-        let Some((last, _)) = some.last() else { return Some(bodies) };
+        let Some((last, _)) = some.last() else { break };
         from = last + 1;
         seen += some.len();
         if seen > OWED_MAX {
             return None;
         }
-        let digests = some.iter().filter_map(|(_, owed)| store.find(&owed.key));
-        bodies.extend(digests.map(|row| row.digest));
+        for (_, owed) in some {
+            if let Some(row) = store.find(&owed.key) {
+                let since = bodies.entry(row.digest).or_insert(owed.since);
+                *since = owed.since.max(*since);
+            }
+        }
+    }
+    // A journal that cannot be read looks empty.
+    (seen > 0 || store.owed_entries() == 0).then_some(bodies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u32 = 3600;
+    const NOW: u32 = 1_800_000_000;
+
+    #[test]
+    fn what_stays_depends_on_age_and_on_who_relies_on_it() {
+        let (plain, lately, long) = (Digest([1; 32]), Digest([2; 32]), Digest([3; 32]));
+        let bodies = HashMap::from([(lately, NOW - HOUR), (long, NOW - 30 * HOUR)]);
+        let owed = Some(OwedBodies { at: NOW - 5, bodies: Arc::new(bodies) });
+        let needs = |live_since| Needs { now: NOW, live_since, owed: owed.clone() };
+        let (quiet, busy) = (needs(None), needs(Some(NOW - 8 * HOUR)));
+        // Level after level, whether it stays.
+        let cases = [
+            (&quiet, plain, HOUR, [true, true, false, false]),
+            (&quiet, plain, 4 * HOUR, [true, false, false, false]),
+            (&quiet, plain, 25 * HOUR, [false, false, false, false]),
+            (&quiet, plain, 2, [true, true, true, true]),
+            (&quiet, lately, 30 * HOUR, [true, true, true, true]),
+            (&quiet, long, 30 * HOUR, [true, true, true, false]),
+            (&busy, plain, 7 * HOUR, [true, true, true, true]),
+            (&busy, plain, 9 * HOUR, [true, false, false, false]),
+        ];
+        for (needs, digest, age, expected) in cases {
+            let stays = Level::ALL.map(|level| needs.spare(level, NOW - age, &digest));
+            assert_eq!(stays, expected, "{digest} after {age} s");
+        }
+        assert!(!quiet.spare_inline(Level::Day, NOW - 4 * HOUR, &plain));
+        assert!(quiet.spare_inline(Level::Day, NOW - 4 * HOUR, &long));
+        assert!(quiet.spare_name(Level::Live, NOW - HOUR, &plain));
+        assert!(!quiet.spare_name(Level::Day, NOW - 25 * HOUR, &plain));
+        let unknown = Needs { now: NOW, live_since: None, owed: None };
+        assert!(unknown.spare(Level::Last, 0, &plain), "too many are owed to tell");
+        // The clock was set back: nothing is old.
+        let early = Needs { now: NOW - 25 * HOUR, live_since: None, owed: owed.clone() };
+        assert!(early.spare(Level::Day, NOW, &plain));
     }
 }

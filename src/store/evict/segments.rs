@@ -5,76 +5,130 @@ use std::io;
 use std::ops::ControlFlow;
 
 use super::needs::{Level, Needs};
-use super::{Evicted, Eviction, GO_DAY_S};
+use super::{Evicted, Eviction};
 use crate::entry::{Key, Kind};
-use crate::store::record::{Place, Row};
+use crate::store::Store;
+use crate::store::record::{EntryMeta, Place, Row};
 use crate::store::segment::{self, Position, Record, Tag};
 use crate::store::tail::Append;
-use crate::store::{Store, seconds};
 
-/// A segment found too hot is not looked at again for this long.
-const TOO_HOT_S: u32 = 60;
+/// What was found out about a segment counts for this long.
+const JUDGED_FOR_S: u32 = 20;
+/// The coldest segments, of which the one with the least that is needed goes.
+const LOOKED_AT: usize = 4;
+
+/// What may be done about a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged {
+    at: u32,
+    /// The mildest level at which most of it may go. None: too much of it is needed.
+    level: Option<Level>,
+}
+
+/// Where room may be found among the segments.
+pub(super) enum Coldest {
+    /// At this level, by giving up this segment.
+    At(Level, u32),
+    /// Not among the first; there are more to look at.
+    More,
+    /// Nowhere.
+    Nowhere,
+}
 
 impl Store {
-    /// Gives up the coldest segment; false if there is none to give.
+    /// Looks at some of the coldest segments that were not looked at lately.
+    pub(super) fn coldest_segment(&self, eviction: &mut Eviction, needs: &Needs) -> Coldest {
+        let is_fresh =
+            |judged: &mut Judged| needs.now >= judged.at && needs.now - judged.at < JUDGED_FOR_S;
+        eviction.judged.retain(|_, judged| is_fresh(judged));
+        let Some(candidates) = self.closed_segments() else { return Coldest::Nowhere };
+        let is_open = |number: &u32| eviction.judged.get(number).is_none_or(|j| j.level.is_some());
+        let open: Vec<u32> = candidates.into_iter().filter(is_open).collect();
+        if open.is_empty() {
+            return Coldest::Nowhere;
+        }
+        let mut best: Option<(Level, u32)> = None;
+        for number in open.into_iter().take(LOOKED_AT) {
+            let judged = match eviction.judged.get(&number) {
+                Some(judged) => *judged,
+                None => self.judge(number, needs),
+            };
+            eviction.judged.insert(number, judged);
+            if let Some(level) = judged.level
+                && best.is_none_or(|(mildest, _)| level < mildest)
+            {
+                best = Some((level, number));
+            }
+        }
+        best.map_or(Coldest::More, |(level, number)| Coldest::At(level, number))
+    }
+
+    /// Those that are not written to any more, coldest first: longest neither written nor read.
+    fn closed_segments(&self) -> Option<Vec<u32>> {
+        let current = self.inner.tail.current_segment();
+        let touched: HashMap<u32, u32> =
+            self.inner.index.read().ok()?.segments().ok()?.into_iter().collect();
+        let mut list = segment::list(&self.inner.layout.segments()).ok()?;
+        list.retain(|number| *number < current);
+        list.sort_by_key(|number| (touched.get(number).copied().unwrap_or(0), *number));
+        Some(list)
+    }
+
+    /// If so much is needed that copying would cost more than it frees, it stays.
+    fn judge(&self, number: u32, needs: &Needs) -> Judged {
+        let mut kept = Level::ALL.map(|level| (level, 0));
+        let path = segment::path(&self.inner.layout.segments(), number);
+        let scanned = std::fs::File::open(&path).and_then(|file| {
+            segment::scan(&file, 0, |offset, len, record| {
+                let at = Position { segment: number, offset };
+                let live = self.find_encoded(&record.key).filter(|row| row.at == at);
+                let Some(row) = live else { return };
+                for (level, bytes) in &mut kept {
+                    if self.is_worth_keeping(needs, *level, &record.key, &row) {
+                        *bytes += u64::from(len);
+                    }
+                }
+            })?;
+            Ok(file.metadata()?.len())
+        });
+        let level = match scanned {
+            Ok(size) => kept.into_iter().find(|(_, bytes)| *bytes <= size / 4 * 3),
+            Err(error) => {
+                self.fault("read a segment that is to go", &error);
+                None
+            }
+        };
+        Judged { at: needs.now, level: level.map(|(level, _)| level) }
+    }
+
+    /// Gives up what is in a segment and not needed; false, and said, if that fails.
     pub(super) fn evict_segment(
         &self,
         eviction: &mut Eviction,
         needs: &Needs,
+        (level, number): (Level, u32),
         done: &mut Evicted,
     ) -> bool {
-        let now = seconds(self.inner.clock.now());
-        eviction.too_hot.retain(|_, (at, _)| now.saturating_sub(*at) < TOO_HOT_S);
-        let Some(number) = self.coldest_segment(&eviction.too_hot, needs.level) else {
-            return false;
-        };
-        match self.give_up(number, needs) {
-            Ok(Some(evicted)) => {
+        match self.give_up(number, needs, level) {
+            Ok(evicted) => {
+                eviction.judged.remove(&number);
                 done.entries += evicted.entries;
                 done.bytes += evicted.bytes;
                 true
             }
-            Ok(None) => {
-                eviction.too_hot.insert(number, (now, needs.level));
-                false
-            }
             Err(error) => {
-                eviction.too_hot.insert(number, (now, needs.level));
+                eviction.judged.insert(number, Judged { at: needs.now, level: None });
                 self.fault("evict a segment", &error);
                 false
             }
         }
     }
 
-    fn coldest_segment(&self, too_hot: &HashMap<u32, (u32, Level)>, level: Level) -> Option<u32> {
-        let current = self.inner.tail.current_segment();
-        let touched: HashMap<u32, u32> =
-            self.inner.index.read().ok()?.segments().ok()?.into_iter().collect();
-        segment::list(&self.inner.layout.segments())
-            .ok()?
-            .into_iter()
-            .filter(|number| *number < current)
-            .filter(|number| too_hot.get(number).is_none_or(|(_, found)| *found < level))
-            .min_by_key(|number| (touched.get(number).copied().unwrap_or(0), *number))
-    }
-
-    /// Copies what is live and hot forward, forgets the rest, removes the file. None if so much is
-    /// hot that copying would cost more than it frees.
-    fn give_up(&self, number: u32, needs: &Needs) -> io::Result<Option<Evicted>> {
+    /// Copies what is live and needed forward, forgets the rest, removes the file.
+    fn give_up(&self, number: u32, needs: &Needs, level: Level) -> io::Result<Evicted> {
         let path = segment::path(&self.inner.layout.segments(), number);
         let file = std::fs::File::open(&path)?;
         let size = file.metadata()?.len();
-        let mut hot = 0;
-        segment::scan(&file, 0, |offset, len, record| {
-            let at = Position { segment: number, offset };
-            let live = self.find_encoded(&record.key).filter(|row| row.at == at);
-            if live.is_some_and(|row| self.is_worth_keeping(needs, &record.key, &row)) {
-                hot += u64::from(len);
-            }
-        })?;
-        if hot > size / 4 * 3 {
-            return Ok(None);
-        }
         let is_oldest =
             segment::list(&self.inner.layout.segments())?.first().is_none_or(|n| *n == number);
         let mut evicted = Evicted::default();
@@ -85,7 +139,7 @@ impl Store {
                 return;
             }
             let at = Position { segment: number, offset };
-            match self.keep_or_forget(needs, at, &record, is_oldest) {
+            match self.keep_or_forget((needs, level), at, &record, is_oldest) {
                 Ok(ControlFlow::Continue(())) => copied += u64::from(len),
                 Ok(ControlFlow::Break(forgot)) => evicted.entries += u64::from(forgot),
                 Err(error) => failed = Some(error),
@@ -109,14 +163,14 @@ impl Store {
             change.segment_gone(number);
         }
         evicted.bytes = size.saturating_sub(copied);
-        Ok(Some(evicted))
+        Ok(evicted)
     }
 
     /// `Continue`: the record was copied forward. `Break`: it was dropped, and whether an entry
     /// went with it.
     fn keep_or_forget(
         &self,
-        needs: &Needs,
+        (needs, level): (&Needs, Level),
         at: Position,
         record: &Record,
         is_oldest: bool,
@@ -128,7 +182,7 @@ impl Store {
             Tag::Entry => {
                 let live = self.find_encoded(&record.key).filter(|row| row.at == at);
                 let Some(row) = live else { return Ok(ControlFlow::Break(false)) };
-                if !self.is_worth_keeping(needs, &record.key, &row) {
+                if !self.is_worth_keeping(needs, level, &record.key, &row) {
                     let mut change = self.inner.tail.begin()?;
                     let still = self.find_encoded(&record.key).is_some_and(|row| row.at == at);
                     if still {
@@ -152,9 +206,10 @@ impl Store {
             Tag::Removal if current.is_some() => return Ok(ControlFlow::Break(false)),
             Tag::Entry | Tag::Removal | Tag::Realm => {}
         }
-        let copy =
-            Append { tag: record.tag, key: &record.key, meta: &record.meta, body: &record.body };
+        let meta = self.meta_now(record);
+        let copy = Append { tag: record.tag, key: &record.key, meta: &meta, body: &record.body };
         let (to, len) = change.append(&copy)?;
+        self.note_segment(&mut change, to);
         if record.tag == Tag::Entry
             && let Some(row) = self.find_encoded(&record.key)
         {
@@ -163,18 +218,34 @@ impl Store {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// What a record says of itself, without an upload that has been done since: a replay of the copy
+    /// would owe it again.
+    fn meta_now(&self, record: &Record) -> Vec<u8> {
+        let entry = (record.tag == Tag::Entry).then(|| EntryMeta::decode(&record.meta)).flatten();
+        let key = Key::decode(&record.key);
+        match (entry, key) {
+            (Some(mut entry), Some(key))
+                if entry.owed.is_some_and(|realm| !self.owes(&key, realm)) =>
+            {
+                entry.owed = None;
+                entry.encode()
+            }
+            _ => record.meta.clone(),
+        }
+    }
+
     /// Rows of files stay while the file does; small bodies while they are needed; what only names
     /// content stays while the content does.
-    fn is_worth_keeping(&self, needs: &Needs, key: &[u8], row: &Row) -> bool {
-        let now = seconds(self.inner.clock.now());
+    fn is_worth_keeping(&self, needs: &Needs, level: Level, key: &[u8], row: &Row) -> bool {
+        let touched = || self.touched(key, row);
         match row.place {
             Place::File => true,
-            Place::Inline => needs.spare_inline(self.touched(key, row), &row.digest),
+            Place::Inline => needs.spare_inline(level, touched(), &row.digest),
             Place::Elsewhere => {
                 let content = Key::content(row.digest).encode();
                 let is_go = key.first() == Some(&(Kind::Go as u8));
                 self.find_encoded(&content).is_some()
-                    && (is_go || now.saturating_sub(self.touched(key, row)) < GO_DAY_S)
+                    && (is_go || needs.spare_name(level, touched(), &row.digest))
             }
         }
     }
