@@ -78,7 +78,7 @@ impl Cache {
         if announced.is_some_and(|len| len != finished.size)
             || !self.is_right(name, key, finished.digest)
         {
-            return End::Failed(Why::Fault);
+            return self.wrong(upstream, &"not what its name says");
         }
         let meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), Class::Other);
         let small = finished.inline().map(Bytes::copy_from_slice);
@@ -107,6 +107,13 @@ impl Cache {
     pub(super) fn failed(&self, name: &Name, error: &BackendError) -> End {
         tracing::debug!(%name, %error, "upstream: no answer");
         End::Failed(error.why())
+    }
+
+    /// Upstream has answered with what cannot be taken: a miss, and told where its state is shown.
+    pub(super) fn wrong(&self, upstream: &Upstream, error: &dyn std::fmt::Display) -> End {
+        let counters = self.inner.metrics.upstream(&upstream.name);
+        counters.get_errors.bad(&format_args!("wrong answer: {error}"));
+        End::Failed(Why::Fault)
     }
 
     /// Content must be what it is called; anything else is only as right as its upstream.

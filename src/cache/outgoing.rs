@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::cache::Cache;
 use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
-use crate::entry::{Digest, Key};
+use crate::entry::{Digest, Id, Key};
 use crate::store::record::Row;
 
 /// Level of the frames: what costs a build least time for what it sends.
@@ -21,6 +21,7 @@ pub struct Outgoing {
 impl Cache {
     /// Packs an action and its output for upstream; blocks. None if the output is gone or changed.
     pub fn pack_go(&self, key: &Key) -> Option<Outgoing> {
+        let Id::Digest(action) = key.id else { return None };
         let row = self.inner.store.find_go(key)?;
         let writer = self.inner.store.writer_of(key, &row).unwrap_or_default();
         let (frame, apart) = if row.size == 0 {
@@ -35,6 +36,7 @@ impl Cache {
             }
         };
         let entry = GoEntry {
+            action,
             digest: row.digest,
             size: row.size,
             class: row.class,

@@ -11,7 +11,7 @@ use crate::cache::policy::statistics::Kind as Question;
 use crate::cache::realm::Upstream;
 use crate::cache::{Cache, action_of};
 use crate::entry::action::{Frame, GoEntry};
-use crate::entry::{Digest, Key, Meta, Why};
+use crate::entry::{Digest, Id, Key, Meta, Why};
 use crate::store::file::{Finished, Staged};
 
 impl Cache {
@@ -38,10 +38,15 @@ impl Cache {
             Err(end) => return end,
         };
         let entry = match GoEntry::decode(&value) {
-            Ok(entry) => entry,
+            Ok(entry) if Id::Digest(entry.action) == key.id => entry,
+            Ok(entry) => {
+                let error = "the answer to another action";
+                tracing::warn!(%name, action = %entry.action, "upstream: {error}");
+                return self.wrong(upstream, &error);
+            }
             Err(error) => {
                 tracing::debug!(%name, %error, "upstream: an action that is not for Go");
-                return End::Failed(Why::Fault);
+                return self.wrong(upstream, &error);
             }
         };
         match self.unpack(upstream, name, &entry).await {
@@ -94,6 +99,7 @@ impl Cache {
         if finished.digest != entry.digest || finished.size != entry.size {
             self.inner.metrics.corrupt.inc();
             tracing::warn!(%name, "upstream: wrong bytes were not taken");
+            self.wrong(upstream, &"an output is not what its action says");
             return Err(Why::Fault);
         }
         Ok(finished)

@@ -29,6 +29,8 @@ const PACK_MAX: u64 = 16 << 20;
 /// A Go entry as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoEntry {
+    /// Go's ActionID: an upstream that mixes up its answers is noticed by it.
+    pub action: Digest,
     /// SHA-256 of the output.
     pub digest: Digest,
     pub size: u64,
@@ -235,6 +237,7 @@ impl GoEntry {
         if get("larder.v") != VERSION {
             return Err(DecodeError::Foreign);
         }
+        let action = Digest::from_hex(get("action")).ok_or(DecodeError::Property("action"))?;
         let digest = Digest::from_hex(get("digest")).ok_or(DecodeError::Property("digest"))?;
         let size = get("size").parse().map_err(|_| DecodeError::Property("size"))?;
         if (frame == Frame::Empty) != (size == 0) || (size == 0) != (digest == Digest::EMPTY) {
@@ -244,6 +247,7 @@ impl GoEntry {
         let done = timestamp(metadata.worker_completed_timestamp.as_ref());
         let started = timestamp(metadata.worker_start_timestamp.as_ref());
         Ok(Self {
+            action,
             digest,
             size,
             class: Class::from_name(get("class")).unwrap_or(Class::Other),
@@ -256,11 +260,12 @@ impl GoEntry {
     }
 
     fn properties(&self) -> Vec<Property> {
-        let mut out = Vec::with_capacity(6);
+        let mut out = Vec::with_capacity(9);
         let mut push = |name: &str, value: String| {
             out.push(Property { name: name.into(), value });
         };
         push("larder.v", VERSION.into());
+        push("action", self.action.to_string());
         push("digest", self.digest.to_string());
         push("size", self.size.to_string());
         push("class", self.class.name().into());
@@ -354,6 +359,7 @@ mod tests {
     fn entry(frame: Frame) -> GoEntry {
         let empty = frame == Frame::Empty;
         GoEntry {
+            action: Digest::of(b"action"),
             digest: if empty { Digest::EMPTY } else { Digest::of(b"output") },
             size: if empty { 0 } else { 6 },
             class: Class::Archive,

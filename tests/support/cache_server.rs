@@ -36,6 +36,8 @@ pub(crate) enum Fault {
     WrongBytes,
     /// Half of the body, announced as if it were all.
     Truncated,
+    /// A GET is answered with what stands under the next name.
+    Mixed,
     /// 302 to this URL.
     Redirect(String),
     /// Silence for so long, then the right answer.
@@ -257,6 +259,19 @@ impl State {
     }
 
     /// The right answer to a request: status, headers, body.
+    /// What stands under the next name of the same kind, if anything does under the right one.
+    fn answer_mixed(&self, request: &Request) -> Answer {
+        let path = &request.path;
+        let kind = path.rsplit_once('/').map_or("", |(kind, _)| kind);
+        let of_kind = |name: &&String| name.rsplit_once('/').is_some_and(|(k, _)| k == kind);
+        let mut others = self.objects.keys().filter(of_kind);
+        let other = others.clone().find(|name| *name > path).or_else(|| others.next());
+        match other.filter(|_| self.objects.contains_key(path)) {
+            Some(other) => Answer::with(request, &self.objects[other]),
+            None => Answer::status(404),
+        }
+    }
+
     fn answer(&mut self, request: &Request) -> Answer {
         let path = &request.path;
         match request.method.as_str() {
@@ -329,6 +344,7 @@ fn converse(shared: &Shared, stream: TcpStream) -> io::Result<()> {
         let fault = state.fault(method).cloned();
         state.faulty_answers += usize::from(fault.is_some());
         let mut answer = match fault {
+            Some(Fault::Mixed) if method == "GET" => state.answer_mixed(&request),
             // Who answers so has stored nothing.
             Some(Fault::Status(_) | Fault::Redirect(_) | Fault::BlackHole) => Answer::status(503),
             _ => state.answer(&request),
@@ -364,6 +380,7 @@ fn keeps_waiting(shared: &Shared, method: &str, fault: &Fault) -> bool {
         | Fault::CloseMidBody
         | Fault::WrongBytes
         | Fault::Truncated
+        | Fault::Mixed
         | Fault::Redirect(_) => true,
     }
 }

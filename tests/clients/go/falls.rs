@@ -33,6 +33,7 @@ fn whatever_is_wrong_upstream_the_build_is_green_and_right() {
         ("closing mid-body", Fault::CloseMidBody),
         ("wrong bytes", Fault::WrongBytes),
         ("truncated", Fault::Truncated),
+        ("answers mixed up", Fault::Mixed),
         ("redirecting", Fault::Redirect("http://127.0.0.1:9/".into())),
         ("full", Fault::Status(507)),
     ];

@@ -48,7 +48,7 @@ impl Answer {
     pub(super) fn spoil(mut self, fault: &Fault) -> Self {
         let half = self.body.len() / 2;
         match fault {
-            Fault::Refuse | Fault::BlackHole | Fault::SlowFirstByte(_) => {}
+            Fault::Refuse | Fault::BlackHole | Fault::SlowFirstByte(_) | Fault::Mixed => {}
             Fault::Status(status) => self = Self::status(*status),
             Fault::Redirect(to) => {
                 self = Self::status(302);
