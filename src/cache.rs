@@ -123,6 +123,7 @@ struct Inner {
     clock: Clock,
     owed: Notify,
     room: Notify,
+    store_lost: Notify,
 }
 
 impl Cache {
@@ -149,6 +150,7 @@ impl Cache {
                 sessions: Sessions::new(clock.clone()),
                 owed: Notify::new(),
                 room: Notify::new(),
+                store_lost: Notify::new(),
                 config,
                 store,
                 tasks,

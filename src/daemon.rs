@@ -46,6 +46,8 @@ pub struct Options {
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] OpenError),
+    #[error("the store {} was removed while it was in use", .0.display())]
+    Gone(std::path::PathBuf),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
@@ -62,7 +64,7 @@ impl StartError {
     /// The process's exit code, as scripts rely on it.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Store(_) => 5,
+            Self::Store(_) | Self::Gone(_) => 5,
             Self::Bind(_) | Self::Upstream(_) | Self::Admin(_) | Self::Log(_) => 2,
             Self::System(_) => 1,
         }
@@ -86,9 +88,9 @@ pub fn run(
         let daemon = Daemon::start(config).await?;
         daemon.announce();
         ready(&daemon);
-        daemon.until_told(options).await;
+        let told = daemon.until_told(options).await;
         daemon.stop().await;
-        Ok(())
+        told
     });
     // Blocking work that a dead disk holds up must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(500));
@@ -229,22 +231,28 @@ impl Daemon {
         );
     }
 
-    /// Waits for a signal, a `stop`, or idleness.
-    async fn until_told(&self, options: Options) {
+    /// Waits for a signal, a `stop`, or idleness. An error if there is nothing left to serve.
+    async fn until_told(&self, options: Options) -> Result<(), StartError> {
         let mut told = self.stopping.subscribe();
         let (Ok(mut terminate), Ok(mut interrupt)) =
             (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {
             // Without signals there is still `stop`.
             let _ = told.wait_for(|told| *told).await;
-            return;
+            return Ok(());
         };
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
             _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
             _ = told.wait_for(|told| *told) => tracing::info!("told to stop: ending"),
             () = self.until_idle(), if options.detached => tracing::info!("nobody here: ending"),
+            () = self.cache.store_lost() => {
+                let dir = self.cache.store().dir().to_owned();
+                tracing::error!(dir = %dir.display(), "the store was removed: ending");
+                return Err(StartError::Gone(dir));
+            }
         }
+        Ok(())
     }
 
     /// Returns when nobody has been here for long, after trying to upload what is owed.

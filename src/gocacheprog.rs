@@ -55,7 +55,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 const SETTLE_MAX_TERMINATED: Duration = Duration::from_millis(500);
 
 /// What a question may take when nothing else is said: longer than any deadline of the daemon's.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(12);
 
 /// Everything that the helper is told; it reads no environment itself.
 #[derive(Clone, Debug)]

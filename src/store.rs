@@ -138,7 +138,7 @@ struct Inner {
     committer: Mutex<Option<std::thread::JoinHandle<()>>>,
     nonce: String,
     /// Held as long as the store is open.
-    _lock: File,
+    lock: File,
 }
 
 #[derive(Default)]
@@ -186,7 +186,7 @@ impl Store {
                 touches: Mutex::default(),
                 open_segments: Mutex::default(),
                 committer: Mutex::default(),
-                _lock: lock,
+                lock,
             }),
         };
         store.start_committer().map_err(io)?;
@@ -335,6 +335,21 @@ impl Store {
     fn fault(&self, what: &'static str, error: &dyn std::error::Error) {
         self.inner.metrics.store_faults.inc();
         tracing::warn!(%error, "store: cannot {what}");
+    }
+
+    /// Whether the directory is still the one that was opened: somebody may have removed it, and what
+    /// is written then is lost.
+    pub fn is_there(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let place = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let held = self.inner.lock.metadata().map(place);
+        let found = std::fs::metadata(self.inner.layout.dir.join("lock")).map(place);
+        // Where that cannot be told, nothing is concluded from it.
+        match (held, found) {
+            (Ok(held), Ok(found)) => held == found,
+            (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+            (Err(_), Ok(_)) => true,
+        }
     }
 
     pub fn dir(&self) -> &Path {

@@ -103,6 +103,11 @@ impl Workers {
         self.left()
     }
 
+    /// What is owed, and what keeps it from being sent as far as that is known now.
+    pub fn owed(&self) -> Flushed {
+        self.left()
+    }
+
     /// Uploads smallest first until `deadline`, then ends the uploader; what is left stays in the
     /// journal. Call it before the tasks are told to shut down: that ends every worker at once.
     pub async fn drain(&self, deadline: Duration) -> Flushed {

@@ -366,5 +366,12 @@ fn cause(error: &reqwest::Error) -> String {
     while let Some(source) = innermost.source() {
         innermost = source;
     }
-    innermost.to_string()
+    let text = innermost.to_string();
+    if text.contains("CaUsedAsEndEntity") {
+        // What `openssl req -x509` makes.
+        return "the server's certificate is that of an authority (CA:TRUE); give the server one of its \
+                own, signed by the authority that `ca_file` names"
+            .to_owned();
+    }
+    text
 }

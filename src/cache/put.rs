@@ -112,6 +112,15 @@ impl Cache {
         self.inner.room.notified().await;
     }
 
+    /// Returns when the store's directory was found to be removed.
+    pub async fn store_lost(&self) {
+        self.inner.store_lost.notified().await;
+    }
+
+    pub fn lose_store(&self) {
+        self.inner.store_lost.notify_one();
+    }
+
     /// Whether `size` more bytes may be stored; if not, room is looked for.
     pub(super) fn has_room(&self, size: u64) -> bool {
         let has = self.inner.store.has_room(size);

@@ -90,9 +90,19 @@ fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Fai
     let timeout_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     let request = json!({ "op": "flush", "timeout_ms": timeout_ms });
     let mut progress = out::Progress::new();
+    let mut told = String::new();
     link::question(config, &request, within.saturating_add(answer_within(within)), &mut |reply| {
-        if let Some(left) = reply["progress"]["left"].as_u64() {
-            progress.show(&format!("{} uploads to go", show_count(left)));
+        let Some(left) = reply["progress"]["left"].as_u64().filter(|left| *left > 0) else {
+            return;
+        };
+        let trouble = reply["progress"]["why"].as_str().filter(|why| why.contains('`'));
+        let why = trouble.map(|why| format!(": {why}")).unwrap_or_default();
+        let line = format!("{} uploads to go{why}", show_count(left));
+        progress.show(&line);
+        // A log has it once; a terminal has it in front of the user's eyes.
+        if !progress.is_shown() && !why.is_empty() && why != told {
+            out::say(&line);
+            told = why;
         }
     })
 }

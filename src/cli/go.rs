@@ -54,7 +54,7 @@ fn settings(sources: &Sources, is_right: bool) -> Option<(ClientConfig, bool)> {
         Ok(config) => Some((config, is_right)),
         Err(faults) => {
             for fault in faults.iter() {
-                out::say(&format!("{fault}; this build goes on without these settings"));
+                out::say(&format!("{fault}; this build goes on without the cache"));
             }
             Some((ClientConfig::defaults(sources).ok()?, false))
         }

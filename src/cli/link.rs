@@ -11,6 +11,8 @@ use crate::config::{ClientConfig, Daemon};
 
 /// An answer that needs no work is not waited for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A build does not wait longer for a daemon that may hang.
+pub(super) const BUILD_PATIENCE: Duration = Duration::from_secs(3);
 /// A daemon that opens a large store after a crash may take its time.
 const START_WITHIN: Duration = Duration::from_secs(10);
 
@@ -45,14 +47,18 @@ pub(super) fn starting(config: &ClientConfig) -> Option<StartDaemon> {
 
 /// Starts a daemon if none runs; says why there is none in the end. What one says that ran before.
 pub(super) fn ensure(config: &ClientConfig) -> Result<Option<Value>, String> {
-    if let Ok(status) = ask(config, "stats") {
-        return Ok(Some(status));
+    match ask_within(config, "stats", BUILD_PATIENCE) {
+        Ok(status) => return Ok(Some(status)),
+        Err(failure) if is_free(config, &failure) => {}
+        Err(failure) => return Err(failure.problem),
     }
     match starting(config) {
         Some(settings) => client::start_daemon(&settings, START_WITHIN)
             .map(|()| None)
             .map_err(|error| error.to_string()),
-        None => ask(config, "stats").map(Some).map_err(|failure| failure.problem),
+        None => {
+            Err("no daemon runs, and larder does not know its own path to start one".to_owned())
+        }
     }
 }
 

@@ -60,6 +60,10 @@ impl Progress {
         Self { is_terminal: std::io::stderr().is_terminal(), is_dirty: false }
     }
 
+    pub(super) const fn is_shown(&self) -> bool {
+        self.is_terminal
+    }
+
     pub(super) fn show(&mut self, line: &str) {
         if self.is_terminal {
             self.is_dirty = true;

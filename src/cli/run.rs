@@ -137,7 +137,7 @@ fn summary_of(config: &ClientConfig, session: &str, clock: &Clock) -> Option<Sum
     let until = clock.elapsed() + REPORT_WAIT;
     let request = json!({ "op": "sessions", "id": session });
     loop {
-        let reply = link::question(config, &request, ANSWER_WITHIN, &mut |_| {}).ok()?;
+        let reply = link::question(config, &request, link::BUILD_PATIENCE, &mut |_| {}).ok()?;
         let summary = Summary::of(&reply, session);
         if !summary.is_open || clock.elapsed() > until {
             return Some(summary);

@@ -18,6 +18,8 @@ const PROGRESS_EVERY: u64 = 512;
 /// Bad entries named in an answer; their number is always told.
 const NAMED_MAX: usize = 1000;
 const FLUSH_DEFAULT: Duration = Duration::from_secs(600);
+/// How often it is told what is left to be uploaded.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Answers with what the daemon knows.
 pub(super) struct Controls {
@@ -30,9 +32,21 @@ impl Controls {
         Self { sources, stopping }
     }
 
-    async fn flush(&self, request: &Value) -> Value {
+    async fn flush(&self, request: &Value, progress: &(dyn Fn(Value) + Send + Sync)) -> Value {
         let within = request["timeout_ms"].as_u64().map_or(FLUSH_DEFAULT, Duration::from_millis);
-        let flushed = self.sources.workers.flush(within).await;
+        let flushing = self.sources.workers.flush(within);
+        tokio::pin!(flushing);
+        let mut ticks = tokio::time::interval(TELL_EVERY);
+        let flushed = loop {
+            tokio::select! {
+                flushed = &mut flushing => break flushed,
+                _ = ticks.tick() => {
+                    let owed = self.sources.workers.owed();
+                    let (left, why) = (owed.left_entries, owed.why);
+                    progress(json!({"progress": {"left": left, "why": why}}));
+                }
+            }
+        };
         json!({
             "left_entries": flushed.left_entries,
             "left_bytes": flushed.left_bytes,
@@ -130,7 +144,7 @@ impl Control for Controls {
         Box::pin(async move {
             let mut reply = match request["op"].as_str() {
                 Some("stats" | "sessions") => admin::status::collect(&self.sources),
-                Some("flush") => self.flush(&request).await,
+                Some("flush") => self.flush(&request, progress).await,
                 Some("prefetch") => prefetch::serve(&self.sources.cache, &request, progress).await,
                 Some("verify") => self.verify(&request, progress).await,
                 Some("purge") => self.purge(&request).await,

@@ -155,7 +155,9 @@ impl Store {
 
     fn needs(&self, eviction: &mut Eviction) -> Needs {
         let now = seconds(self.inner.clock.now());
-        Needs { now, live_since: eviction.live_since, owed: eviction.owed.look(self, now) }
+        let owed = eviction.owed.look(self, now);
+        let is_beyond = self.used_bytes() > self.limit_bytes();
+        Needs { now, live_since: eviction.live_since, owed, is_beyond }
     }
 
     /// Removes condemned files whose grace is over, if nobody used them since.
@@ -164,7 +166,7 @@ impl Store {
         let mut done = Evicted::default();
         self.flush_touches();
         let live_since = eviction.live_since;
-        let needs = Needs { now, live_since, owed: None };
+        let needs = Needs { now, live_since, owed: None, is_beyond: false };
         eviction.condemned.retain(|key, (since, _)| {
             if now.saturating_sub(*since) < GRACE_S {
                 return true;

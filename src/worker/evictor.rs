@@ -1,4 +1,4 @@
-//! Makes room on disk, and writes down what was used. What is given up is the store's decision.
+//! Makes room on disk, writes down what was used, and notices if the store is taken away. What is given up is the store's decision.
 //!
 //! Its look at the free space, every ten seconds, is the one thing that wakes an idle daemon often.
 //! While room is being made it looks each second, and as often as puts want it.
@@ -31,6 +31,11 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let (mut is_full, mut was_full) = (false, false);
     loop {
         desk.woke();
+        if !cache.store().is_there() {
+            desk.set_state("the store's directory is gone");
+            cache.lose_store();
+            return;
+        }
         if touches_flushed.elapsed() >= TOUCHES_EVERY {
             touches_flushed = Instant::now();
             let store = cache.store().clone();

@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use crate::harness::Home;
+use crate::support::wait_for;
 
 /// What a command printed, both streams.
 fn said(output: &Output) -> String {
@@ -124,4 +125,19 @@ fn doctor_takes_a_daemon_that_is_yet_to_be_started_for_no_fault() {
     let output = home.larder(&["doctor"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(said(&output).contains("starts one"), "{output:?}");
+}
+
+/// A daemon once went on for ever, took puts into deleted files and said that the disk was full.
+#[test]
+fn a_daemon_whose_store_is_removed_says_so_and_ends() {
+    let home = Home::new();
+    let mut daemon = home.daemon(&[]);
+    daemon.put("/kv/a", b"x");
+    std::fs::remove_dir_all(home.store()).unwrap();
+    let status = wait_for("the end", || daemon.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(5));
+    assert!(home.log().contains("was removed"), "{}", home.log());
+    // And the next one begins anew.
+    let daemon = home.daemon(&[]);
+    assert_eq!(daemon.put("/kv/a", b"y").status, 201);
 }

@@ -9,6 +9,8 @@ use crate::store::{Store, TOUCH_EVERY_S};
 
 /// Under pressure the day shrinks to this: longer than builds take.
 const HOURS_S: u32 = 3 * 3600;
+/// Beyond the limit, what is owed stays no longer than this.
+const BEYOND_S: u32 = 600;
 /// What is owed is looked through again after this long.
 const OWED_EVERY_S: u32 = 10;
 /// Owed uploads that are looked through. Whoever owes more gives nothing up.
@@ -40,6 +42,8 @@ pub(super) struct Needs {
     pub(super) live_since: Option<u32>,
     /// Bodies that are to be sent upstream. None: too many, or not known.
     pub(super) owed: Option<OwedBodies>,
+    /// The store holds more than it may: builds have written what they had to.
+    pub(super) is_beyond: bool,
 }
 
 impl Needs {
@@ -51,9 +55,14 @@ impl Needs {
 
     /// Whether somebody relies on a body, whatever its age.
     pub(super) fn is_needed(&self, level: Level, touched: u32, digest: &Digest) -> bool {
-        let is_owed = || {
-            self.owed.as_ref().is_none_or(|owed| owed.may_hold(self.now, level, touched, digest))
+        let most = match level {
+            Level::Last if self.is_beyond => BEYOND_S,
+            Level::Last => HOURS_S,
+            Level::Day | Level::Hours | Level::Live => u32::MAX,
         };
+        let oldest = self.now.saturating_sub(most);
+        let is_owed =
+            || self.owed.as_ref().is_none_or(|owed| owed.may_hold(oldest, touched, digest));
         self.is_live(touched) || is_owed()
     }
 
@@ -90,10 +99,9 @@ pub(super) struct OwedBodies {
 }
 
 impl OwedBodies {
-    /// What was put since may be owed too.
-    fn may_hold(&self, now: u32, level: Level, touched: u32, digest: &Digest) -> bool {
-        let counts = |since: &u32| level < Level::Last || now.saturating_sub(*since) < HOURS_S;
-        touched >= self.at || self.bodies.get(digest).is_some_and(counts)
+    /// Whether it is owed, and not since before `oldest`. What was put since may be owed too.
+    fn may_hold(&self, oldest: u32, touched: u32, digest: &Digest) -> bool {
+        touched >= self.at || self.bodies.get(digest).is_some_and(|since| *since > oldest)
     }
 }
 
@@ -155,7 +163,8 @@ mod tests {
         let (plain, lately, long) = (Digest([1; 32]), Digest([2; 32]), Digest([3; 32]));
         let bodies = HashMap::from([(lately, NOW - HOUR), (long, NOW - 30 * HOUR)]);
         let owed = Some(OwedBodies { at: NOW - 5, bodies: Arc::new(bodies) });
-        let needs = |live_since| Needs { now: NOW, live_since, owed: owed.clone() };
+        let needs =
+            |live_since| Needs { now: NOW, live_since, owed: owed.clone(), is_beyond: false };
         let (quiet, busy) = (needs(None), needs(Some(NOW - 8 * HOUR)));
         // Level after level, whether it stays.
         let cases = [
@@ -176,10 +185,13 @@ mod tests {
         assert!(quiet.spare_inline(Level::Day, NOW - 4 * HOUR, &long));
         assert!(quiet.spare_name(Level::Live, NOW - HOUR, &plain));
         assert!(!quiet.spare_name(Level::Day, NOW - 25 * HOUR, &plain));
-        let unknown = Needs { now: NOW, live_since: None, owed: None };
+        let beyond = Needs { is_beyond: true, ..needs(None) };
+        assert!(!beyond.spare(Level::Last, NOW - 30 * HOUR, &lately), "for an hour is too long");
+        assert!(beyond.spare(Level::Live, NOW - 30 * HOUR, &long));
+        let unknown = Needs { owed: None, ..needs(None) };
         assert!(unknown.spare(Level::Last, 0, &plain), "too many are owed to tell");
         // The clock was set back: nothing is old.
-        let early = Needs { now: NOW - 25 * HOUR, live_since: None, owed: owed.clone() };
+        let early = Needs { now: NOW - 25 * HOUR, ..needs(None) };
         assert!(early.spare(Level::Day, NOW, &plain));
     }
 }
