@@ -43,6 +43,7 @@ pub mod spool;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod trust;
 pub mod verify;
 
 /// A limit as people write it.
@@ -210,6 +211,8 @@ impl Store {
         if let Some(handle) = handle {
             // A panic there was reported by the thread itself; the segments have everything.
             let _ = handle.join();
+            // Without the note the index is read through at the next start.
+            let _ = trust::note_closed(&self.inner.layout);
         }
     }
 

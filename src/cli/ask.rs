@@ -125,7 +125,7 @@ fn owed(config: &ClientConfig) -> Option<u64> {
     if !layout.index().exists() {
         return Some(0);
     }
-    let index = Index::open_to_read(&layout.index()).ok()?;
+    let index = Index::open_to_read(&layout).ok()?;
     let reading = index.read().ok()?;
     // After an unclean stop, what the index does not know yet may owe more.
     let is_clean = reading.covered().ok()?.is_some_and(|covered| covered.clean);

@@ -5,6 +5,7 @@
 //! format      version of everything below
 //! lock        held by the one daemon; its process number inside
 //! nonce       random text: whoever reads the same sees the same store
+//! index.trust whether the index may be mapped
 //! index/      LMDB            segments/   records          files/ab/…  bodies, by digest
 //! tmp/        what is being written; emptied at start      spool/      helpers' puts without a daemon
 //! ```
@@ -72,6 +73,10 @@ impl Layout {
     }
     pub fn notes(&self) -> PathBuf {
         self.dir.join("notes")
+    }
+    /// Whether the index may be mapped.
+    pub fn trust(&self) -> PathBuf {
+        self.dir.join("index.trust")
     }
     pub fn nonce(&self) -> PathBuf {
         self.dir.join("nonce")

@@ -37,7 +37,7 @@ impl Reader {
     /// readers knows processes by their numbers.
     pub fn open(dir: &Path, with_index: bool) -> Self {
         let layout = Layout::new(dir);
-        let index = with_index.then(|| Index::open_to_read(&layout.index()).ok()).flatten();
+        let index = with_index.then(|| Index::open_to_read(&layout).ok()).flatten();
         Self { layout, index, boot: layout::boot() }
     }
 
@@ -48,7 +48,7 @@ impl Reader {
     /// Opens the index if it was not there before.
     pub fn retry_index(&mut self) {
         if self.index.is_none() {
-            self.index = Index::open_to_read(&self.layout.index()).ok();
+            self.index = Index::open_to_read(&self.layout).ok();
         }
     }
 

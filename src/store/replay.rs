@@ -6,11 +6,11 @@ use std::io;
 use std::ops::ControlFlow;
 
 use crate::entry::{Key, Kind, RealmId};
-use crate::store::index::{Covered, Index, IndexError, Op, Owed};
+use crate::store::index::{Covered, Index, IndexError, Op, Owed, sound};
 use crate::store::layout::Layout;
 use crate::store::record::{EntryMeta, Place, Stamp};
 use crate::store::segment::{self, Position, Record, Tag};
-use crate::store::{row_of, seconds};
+use crate::store::{row_of, seconds, trust};
 use crate::units::Clock;
 
 /// Operations in one commit of a replay.
@@ -25,6 +25,13 @@ pub(super) struct Replayed {
 
 /// Opens the index and brings it up to the end of the log.
 pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, IndexError> {
+    let ends = trust::is_known(layout);
+    if ends.is_none()
+        && let Err(error) = sound::check(&layout.index().join("data.mdb"))
+    {
+        tracing::warn!(%error, "store: the index is damaged and is built again from the segments");
+        set_aside(layout)?;
+    }
     let index = match Index::open(&layout.index()) {
         Err(error) if error.is_damage() => {
             tracing::warn!(%error, "store: the index is damaged and is built again from the segments");
@@ -33,6 +40,8 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         }
         other => other?,
     };
+    // Without the note helpers ask us, and the next start reads the index through.
+    let _ = trust::note_open(layout, ends.unwrap_or(0));
     let before = index.read()?.covered()?;
     let was_clean = before.is_none_or(|covered| covered.clean);
     let mut replay = Replay {

@@ -124,7 +124,13 @@ fn check_owed(store: &Store, window: &[State], what: &str) {
     }
 }
 
-fn bytes(store: &Store, key: &Key) -> Option<Vec<u8>> {
+/// Whether these bytes were ever put under the name.
+pub(crate) fn is_of(play: &Play, name: &Key, found: &[u8]) -> bool {
+    let mut states = play.states.iter();
+    states.any(|state| state.entries.get(name).is_some_and(|at| play.bodies[at] == found))
+}
+
+pub(crate) fn bytes(store: &Store, key: &Key) -> Option<Vec<u8>> {
     let read = |file: &File, len: u64| {
         let mut bytes = vec![0; usize::try_from(len).unwrap()];
         file.read_exact_at(&mut bytes, 0).unwrap();

@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod check;
+mod damage;
 mod disk;
 mod trace;
 mod workload;
@@ -23,6 +24,8 @@ use workload::{Plan, Play};
 
 /// Cuts in a plain `cargo test`; more are for those who ask.
 const CUTS: u64 = 300;
+/// Damages in a plain `cargo test`; LARDER_DAMAGES for more.
+const DAMAGES: u64 = 60;
 const SEED: u64 = 20_261_126;
 /// Set for the process that is watched: where it works.
 const STAGE: &str = "LARDER_CUTS_STAGE";
@@ -109,6 +112,55 @@ fn try_cuts(plan: &Plan, cuts: u64) {
     eprintln!(
         "{cuts} cuts in {moments} moments: {entries} entries looked at, {lost} of the last second lost"
     );
+}
+
+/// Not a test: what is asked of a damaged store.
+#[test]
+fn the_witness() {
+    let (Some(image), Some(marks)) = (variable(STAGE), variable("LARDER_CUTS_MARKS")) else {
+        return;
+    };
+    let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: false };
+    let marks = std::fs::read_to_string(marks).unwrap();
+    let marks: Vec<&str> = marks.lines().collect();
+    damage::witness(Path::new(&image), &Play::of(&plan, &marks));
+}
+
+#[test]
+fn whatever_a_disk_does_to_a_store_it_opens_lies_never_and_works_again() {
+    let stage = stage();
+    let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: false };
+    let events = watch(stage.path(), &plan);
+    let marks = stage.path().join("marks");
+    std::fs::write(&marks, trace::marks(&events).join("\n")).unwrap();
+    let mut random = Random::new(plan.seed);
+    let tries = number("LARDER_DAMAGES", DAMAGES);
+    let (mut ended, mut broken) = (0, Vec::new());
+    for n in 0..tries {
+        let image = stage.path().join("image");
+        copy(&stage.path().join("root/store"), &image.join("store"));
+        let what = damage::damage(&image.join("store"), &mut random);
+        match damage::ask_witness(&image, &plan, &marks) {
+            Ok(ends) => ended += ends,
+            Err(said) => broken.push(format!("{n}: {what}: {said}")),
+        }
+        std::fs::remove_dir_all(&image).unwrap();
+    }
+    eprintln!("seed {}: {tries} damages, {ended} ends of a process", plan.seed);
+    assert!(broken.is_empty(), "{} of {tries}: {}", broken.len(), broken.join("\n"));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 #[test]
