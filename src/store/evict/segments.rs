@@ -12,7 +12,8 @@ use crate::store::record::{EntryMeta, Place, Row};
 use crate::store::segment::{self, Position, Record, Tag};
 use crate::store::tail::Append;
 
-/// What was found out about a segment counts for this long.
+/// What was found out about a segment counts for this long; that it must stay, a second longer for
+/// each segment there is, so that a store that is full is not read through all the time.
 const JUDGED_FOR_S: u32 = 20;
 /// The coldest segments, of which the one with the least that is needed goes.
 const LOOKED_AT: usize = 4;
@@ -38,10 +39,12 @@ pub(super) enum Coldest {
 impl Store {
     /// Looks at some of the coldest segments that were not looked at lately.
     pub(super) fn coldest_segment(&self, eviction: &mut Eviction, needs: &Needs) -> Coldest {
-        let is_fresh =
-            |judged: &mut Judged| needs.now >= judged.at && needs.now - judged.at < JUDGED_FOR_S;
-        eviction.judged.retain(|_, judged| is_fresh(judged));
         let Some(candidates) = self.closed_segments() else { return Coldest::Nowhere };
+        let longer = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
+        eviction.judged.retain(|_, judged| {
+            let longer = if judged.level.is_none() { longer } else { 0 };
+            needs.now >= judged.at && needs.now - judged.at < JUDGED_FOR_S.saturating_add(longer)
+        });
         let is_open = |number: &u32| eviction.judged.get(number).is_none_or(|j| j.level.is_some());
         let open: Vec<u32> = candidates.into_iter().filter(is_open).collect();
         if open.is_empty() {
