@@ -107,6 +107,34 @@ async fn only_who_the_ca_file_vouches_for_is_believed() {
     assert_eq!(server.seen().len(), 1, "nobody else has sent a request");
 }
 
+/// What `openssl req -x509` makes was refused as `CaUsedAsEndEntity`, which helped nobody.
+#[tokio::test]
+async fn a_server_that_shows_an_authority_as_its_own_is_refused_in_words() {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let ca_file = dir.path().join("self.pem");
+    std::fs::write(&ca_file, cert.pem()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![cert.der().clone()],
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let server =
+        FaultServer::start_tls(Some(acceptor), |_| Act::Say(answer("200 OK", "", b""))).await;
+    let config = Config { ca_file: Some(ca_file), ..https(server.addr.port()) };
+    let refused = HttpBackend::new(&config).unwrap().get(&kv("x")).await.err().unwrap();
+    assert!(refused.to_string().contains("CA:TRUE"), "{refused}");
+}
+
 #[tokio::test]
 async fn a_server_that_demands_a_client_certificate_gets_ours() {
     let (servers, clients) = (Authority::new(), Authority::new());
