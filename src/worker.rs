@@ -103,9 +103,9 @@ impl Workers {
         self.left()
     }
 
-    /// What is owed, and what keeps it from being sent as far as that is known now.
-    pub fn owed(&self) -> Flushed {
-        self.left()
+    /// What keeps owed uploads from being sent, as far as that is known now. None: nothing does.
+    pub fn trouble(&self) -> Option<String> {
+        self.uploads.trouble()
     }
 
     /// Uploads smallest first until `deadline`, then ends the uploader; what is left stays in the

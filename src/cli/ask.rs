@@ -95,7 +95,7 @@ fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Fai
         let Some(left) = reply["progress"]["left"].as_u64().filter(|left| *left > 0) else {
             return;
         };
-        let trouble = reply["progress"]["why"].as_str().filter(|why| why.contains('`'));
+        let trouble = reply["progress"]["why"].as_str();
         let why = trouble.map(|why| format!(": {why}")).unwrap_or_default();
         let line = format!("{} uploads to go{why}", show_count(left));
         progress.show(&line);

@@ -41,8 +41,8 @@ impl Controls {
             tokio::select! {
                 flushed = &mut flushing => break flushed,
                 _ = ticks.tick() => {
-                    let owed = self.sources.workers.owed();
-                    let (left, why) = (owed.left_entries, owed.why);
+                    let left = self.sources.cache.store().owed_entries();
+                    let why = self.sources.workers.trouble();
                     progress(json!({"progress": {"left": left, "why": why}}));
                 }
             }

@@ -95,8 +95,12 @@ impl Uploads {
 
     /// Why something is still owed.
     pub(in crate::worker) fn why(&self) -> String {
+        self.trouble().unwrap_or_else(|| "the time was too short".to_owned())
+    }
+
+    pub(in crate::worker) fn trouble(&self) -> Option<String> {
         let why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        if why.is_empty() { "the time was too short".to_owned() } else { why.join("; ") }
+        (!why.is_empty()).then(|| why.join("; "))
     }
 }
 
