@@ -71,10 +71,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let matches = match tree().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
-            // Whoever closed the pipe does not want to read it.
-            let _ = error.print();
-            let is_answer = !error.use_stderr();
-            return ExitCode::from(if is_answer { 0 } else { USAGE });
+            out::printed(error.print());
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { code(Ok(0)) };
         }
     };
     code(dispatch(&matches))

@@ -232,7 +232,7 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
         reading.check_files(reading.settings(), &["tls-cert", "tls-key"]);
     }
     let dir = reading.store();
-    let disk = reading.one("disk", values::limit);
+    let disk = reading.one("disk", values::disk);
     let floor = reading.one("disk-floor", values::limit);
     let cache = read_cache(reading, &upstreams);
     let idle_exit = reading.one("idle-exit", values::idle).unwrap_or(IDLE_EXIT);

@@ -14,7 +14,12 @@ static IS_LOST: AtomicBool = AtomicBool::new(false);
 /// Prints a line for whoever asked.
 pub(super) fn print(line: &str) {
     let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+    printed(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+}
+
+/// Takes note of what came of printing.
+pub(super) fn printed(outcome: std::io::Result<()>) {
+    match outcome {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             if !IS_LOST.swap(true, Ordering::Relaxed) {
                 say(&format!("cannot write to standard output: {error}"));

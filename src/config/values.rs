@@ -41,6 +41,16 @@ pub(super) fn limit(text: &str) -> Result<Limit, String> {
     limit.map_err(|error| not(&error))
 }
 
+/// How much a store may take; with nothing, go would have no place for its outputs.
+pub(super) fn disk(text: &str) -> Result<Limit, String> {
+    match limit(text)? {
+        Limit::Size(ByteSize(0)) | Limit::Share(Percent(0)) => {
+            Err(format!("{} is no room at all", quoted(text)))
+        }
+        limit => Ok(limit),
+    }
+}
+
 /// Zero is for ever, as sccache's users know it.
 pub(super) fn idle(text: &str) -> Result<Duration, String> {
     let idle = units::parse_duration(text).map_err(|error| not(&error))?;
@@ -192,6 +202,8 @@ mod tests {
         assert_eq!(limit("50GiB"), Ok(Limit::Size(ByteSize::gib(50))));
         assert_eq!(limit("5 %"), Ok(Limit::Share(Percent(5))));
         assert!(limit("101%").is_err() && limit("lots").is_err());
+        assert_eq!(disk("50GiB"), limit("50GiB"));
+        assert!(disk("0").is_err() && disk("0%").is_err() && limit("0").is_ok());
         assert_eq!(idle("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(idle("0"), Ok(Duration::MAX));
         assert_eq!(address("localhost:80"), address("127.0.0.1:80"));

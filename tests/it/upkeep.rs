@@ -98,10 +98,12 @@ fn a_flush_beside_a_daemon_that_hangs_says_so_and_starts_no_other() {
 #[test]
 fn an_output_that_cannot_be_written_is_a_failure() {
     let home = Home::new();
-    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let output = home.larder(&["check-config"]).stdout(full).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("cannot write to standard output"), "{output:?}");
+    for asked in ["check-config", "--help"] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = home.larder(&[asked]).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{asked}");
+        assert!(said(&output).contains("cannot write to standard output"), "{output:?}");
+    }
 }
 
 /// Owed uploads once belonged to a hash.
