@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{self, Admin, AdminHandle};
@@ -46,7 +46,7 @@ pub struct Options {
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] OpenError),
-    #[error("the store {} was removed while it was in use", .0.display())]
+    #[error("the store {} was removed, or its index damaged, while it was in use", .0.display())]
     Gone(std::path::PathBuf),
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -85,10 +85,18 @@ pub fn run(
         .build()
         .map_err(StartError::System)?;
     let result = runtime.block_on(async {
-        let daemon = Daemon::start(config).await?;
+        // Whoever sees the socket may send a signal.
+        let mut signals = Signals::new();
+        let daemon = tokio::select! {
+            started = Daemon::start(config) => started?,
+            name = signals.recv() => {
+                tracing::info!("{name}: ending before the start is done");
+                return Ok(());
+            }
+        };
         daemon.announce();
         ready(&daemon);
-        let told = daemon.until_told(options).await;
+        let told = daemon.until_told(&mut signals, options).await;
         daemon.stop().await;
         told
     });
@@ -232,23 +240,15 @@ impl Daemon {
     }
 
     /// Waits for a signal, a `stop`, or idleness. An error if there is nothing left to serve.
-    async fn until_told(&self, options: Options) -> Result<(), StartError> {
+    async fn until_told(&self, signals: &mut Signals, options: Options) -> Result<(), StartError> {
         let mut told = self.stopping.subscribe();
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            // Without signals there is still `stop`.
-            let _ = told.wait_for(|told| *told).await;
-            return Ok(());
-        };
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
+            name = signals.recv() => tracing::info!("{name}: ending"),
             _ = told.wait_for(|told| *told) => tracing::info!("told to stop: ending"),
             () = self.until_idle(), if options.detached => tracing::info!("nobody here: ending"),
             () = self.cache.store_lost() => {
                 let dir = self.cache.store().dir().to_owned();
-                tracing::error!(dir = %dir.display(), "the store was removed: ending");
+                tracing::error!(dir = %dir.display(), "the store was removed or damaged: ending");
                 return Err(StartError::Gone(dir));
             }
         }
@@ -297,6 +297,34 @@ impl Daemon {
         self.tasks.blocking("close the store", move || store.close()).await;
         drop(self.admin.take());
         tracing::info!("ended");
+    }
+}
+
+/// The signals that end a daemon. Where the system gives none there is still `stop`.
+struct Signals {
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+}
+
+impl Signals {
+    fn new() -> Self {
+        let listen = |kind| signal(kind).ok();
+        Self {
+            terminate: listen(SignalKind::terminate()),
+            interrupt: listen(SignalKind::interrupt()),
+        }
+    }
+
+    /// The name of the next one.
+    async fn recv(&mut self) -> &'static str {
+        let next = async |signal: &mut Option<Signal>| match signal {
+            Some(signal) => signal.recv().await,
+            None => std::future::pending().await,
+        };
+        tokio::select! {
+            _ = next(&mut self.terminate) => "SIGTERM",
+            _ = next(&mut self.interrupt) => "SIGINT",
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `verify`, `purge`, `flush` and `doctor` beside a daemon: what was named is what is meant.
 
-use std::process::Output;
+use std::os::unix::net::UnixStream;
+use std::process::{Output, Stdio};
 
 use crate::harness::Home;
 use crate::support::wait_for;
@@ -80,6 +81,22 @@ fn check_config_names_every_file_that_a_daemon_would_miss() {
         said(&output).contains("ca_file") && said(&output).contains("--tls-cert"),
         "{output:?}"
     );
+}
+
+/// The socket was once there before anybody listened for signals: SIGTERM ended a daemon that had
+/// just been started as a kill does.
+#[test]
+fn a_signal_as_soon_as_the_socket_is_there_ends_a_daemon_in_order() {
+    let home = Home::new();
+    for _ in 0..10 {
+        let mut daemon = home.larder(&["daemon", "--listen", "127.0.0.1:0", "--admin", "off"]);
+        daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut daemon = daemon.spawn().unwrap();
+        wait_for("the socket", || UnixStream::connect(home.socket()).ok());
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(daemon.wait().unwrap().code(), Some(0));
+    }
 }
 
 /// A daemon that was stopped once held up `flush --timeout 2s` for fifteen seconds.
