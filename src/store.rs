@@ -340,9 +340,13 @@ impl Store {
         tracing::warn!(%error, "store: cannot {what}");
     }
 
-    /// Whether the directory is still the one that was opened: somebody may have removed it, and what
-    /// is written then is lost.
-    pub fn is_there(&self) -> bool {
+    /// Whether another start would find more than this one does: the index is damaged, or the directory
+    /// is not the one that was opened. Somebody may have removed it, and what is written then is lost.
+    pub fn is_lost(&self) -> bool {
+        self.inner.index.is_lost() || !self.is_there()
+    }
+
+    fn is_there(&self) -> bool {
         use std::os::unix::fs::MetadataExt;
         let place = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
         let held = self.inner.lock.metadata().map(place);

@@ -8,6 +8,8 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, RwTxn, WithoutTls};
@@ -149,6 +151,8 @@ pub enum IndexError {
     Io(#[from] io::Error),
     #[error("the index is not there yet")]
     Missing,
+    #[error("the index is closed")]
+    Closed,
 }
 
 impl IndexError {
@@ -167,10 +171,32 @@ impl IndexError {
     }
 }
 
-/// The open index.
+impl IndexError {
+    /// Whether LMDB has given the index up, as it does for good when a write of its head fails.
+    const fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed | Self::Lmdb(heed::Error::Mdb(heed::MdbError::Panic)))
+    }
+}
+
+/// The index. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Index {
+    /// None for a moment, or for as long as a disk fails: LMDB gives an index up for good when it
+    /// cannot tell what stands on disk.
+    opened: Arc<RwLock<Option<Opened>>>,
+    layout: Layout,
+    /// Opening it again has found damage, which only a start mends.
+    is_lost: Arc<AtomicBool>,
+}
+
+#[derive(Clone)]
+struct Opened {
     env: Env<WithoutTls>,
+    tables: Tables,
+}
+
+#[derive(Clone, Copy)]
+struct Tables {
     entries: Table,
     owed: Table,
     owed_keys: Table,
@@ -179,26 +205,54 @@ pub struct Index {
     meta: Table,
 }
 
-impl Index {
-    /// Opens for writing, making what is not there.
-    pub fn open(dir: &Path) -> Result<Self, IndexError> {
-        std::fs::create_dir_all(dir)?;
-        let env = open_env(dir, EnvFlags::empty())?;
+impl Opened {
+    /// For writing, making what is not there.
+    fn to_write(layout: &Layout) -> Result<Self, IndexError> {
+        std::fs::create_dir_all(layout.index())?;
+        let env = open_env(&layout.index(), EnvFlags::empty())?;
         // Slots of helpers that were killed would keep old pages from being used again.
         env.clear_stale_readers()?;
         let mut txn = env.write_txn()?;
-        let mut table = |name| env.create_database(&mut txn, Some(name));
-        let index = Self {
+        let tables = Tables::of(|name| Ok(env.create_database(&mut txn, Some(name))?))?;
+        txn.commit()?;
+        Ok(Self { env, tables })
+    }
+
+    fn to_read(layout: &Layout) -> Result<Self, IndexError> {
+        let env = open_env(&layout.index(), EnvFlags::READ_ONLY)?;
+        let txn = env.read_txn()?;
+        let tables =
+            Tables::of(|name| env.open_database(&txn, Some(name))?.ok_or(IndexError::Missing))?;
+        txn.commit()?;
+        Ok(Self { env, tables })
+    }
+}
+
+impl Tables {
+    fn of(mut table: impl FnMut(&str) -> Result<Table, IndexError>) -> Result<Self, IndexError> {
+        Ok(Self {
             entries: table("entries")?,
             owed: table("owed")?,
             owed_keys: table("owed_keys")?,
             realms: table("realms")?,
             segments: table("segments")?,
             meta: table("meta")?,
-            env: env.clone(),
-        };
-        txn.commit()?;
-        Ok(index)
+        })
+    }
+}
+
+impl Index {
+    fn new(opened: Opened, layout: &Layout) -> Self {
+        Self {
+            opened: Arc::new(RwLock::new(Some(opened))),
+            layout: layout.clone(),
+            is_lost: Arc::default(),
+        }
+    }
+
+    /// Opens for writing, making what is not there.
+    pub fn open(layout: &Layout) -> Result<Self, IndexError> {
+        Ok(Self::new(Opened::to_write(layout)?, layout))
     }
 
     /// Opens for reading, from a process that is not the daemon.
@@ -207,37 +261,72 @@ impl Index {
         if !trust::is_sound(layout) {
             return Err(IndexError::Missing);
         }
-        let env = open_env(&layout.index(), EnvFlags::READ_ONLY)?;
-        let txn = env.read_txn()?;
-        let table = |name| env.open_database(&txn, Some(name))?.ok_or(IndexError::Missing);
-        let index = Self {
-            entries: table("entries")?,
-            owed: table("owed")?,
-            owed_keys: table("owed_keys")?,
-            realms: table("realms")?,
-            segments: table("segments")?,
-            meta: table("meta")?,
-            env: env.clone(),
-        };
-        txn.commit()?;
-        Ok(index)
+        Ok(Self::new(Opened::to_read(layout)?, layout))
     }
 
-    pub fn read(&self) -> Result<Reading<'_>, IndexError> {
-        Ok(Reading { index: self, txn: self.env.read_txn()? })
+    pub fn read(&self) -> Result<Reading, IndexError> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let opened = opened.as_ref().ok_or(IndexError::Closed)?;
+        Ok(Reading { tables: opened.tables, txn: opened.env.clone().static_read_txn()? })
     }
 
-    /// Applies the operations and what they cover, durably when this returns.
+    /// Applies the operations and what they cover, durably when this returns. An index that LMDB has
+    /// given up is opened again.
     pub fn commit(&self, ops: &[Op], covered: &Covered) -> Result<(), IndexError> {
-        let mut txn = self.env.write_txn()?;
-        for op in ops {
-            self.apply(&mut txn, op)?;
+        match self.try_commit(ops, covered) {
+            Err(error) if error.is_closed() => {
+                self.open_again()?;
+                self.try_commit(ops, covered)
+            }
+            other => other,
         }
-        self.meta.put(&mut txn, COVERED, &covered.encode())?;
+    }
+
+    fn try_commit(&self, ops: &[Op], covered: &Covered) -> Result<(), IndexError> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let Opened { env, tables } = opened.as_ref().ok_or(IndexError::Closed)?;
+        let mut txn = env.write_txn()?;
+        for op in ops {
+            tables.apply(&mut txn, op)?;
+        }
+        tables.meta.put(&mut txn, COVERED, &covered.encode())?;
         txn.commit()?;
         Ok(())
     }
 
+    /// Nobody vouches for what a failed write has left: it is read through first.
+    fn open_again(&self) -> Result<(), IndexError> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Opened { env, .. }) = opened.take() {
+            env.prepare_for_closing();
+        }
+        trust::note_nothing(&self.layout);
+        if let Err(error) = sound::check(&self.layout.index().join("data.mdb")) {
+            self.is_lost.store(error.is_damage(), Ordering::Relaxed);
+            return Err(io::Error::other(error).into());
+        }
+        // Fails while somebody still reads, and is tried again.
+        *opened = Some(Opened::to_write(&self.layout)?);
+        tracing::info!("store: the index was given up, and is open again");
+        Ok(trust::note_open(&self.layout, 0)?)
+    }
+
+    /// Whether the index can only be built again, by another start.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Drops every slot of a reader that no longer lives.
+    pub fn clear_stale_readers(&self) {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = &*opened {
+            // Failing leaves the slots to the next attempt.
+            let _ = opened.env.clear_stale_readers();
+        }
+    }
+}
+
+impl Tables {
     fn apply(&self, txn: &mut RwTxn<'_>, op: &Op) -> Result<(), IndexError> {
         match op {
             Op::Put { key, row } => self.entries.put(txn, key, &row.encode())?,
@@ -283,16 +372,6 @@ impl Index {
             self.owed_keys.delete(txn, &identity)?;
         }
         Ok(())
-    }
-
-    /// Drops every slot of a reader that no longer lives.
-    pub fn clear_stale_readers(&self) {
-        // Failing leaves the slots to the next attempt.
-        let _ = self.env.clear_stale_readers();
-    }
-
-    pub fn disk_bytes(&self) -> u64 {
-        self.env.real_disk_size().unwrap_or(0)
     }
 }
 

@@ -136,7 +136,10 @@ impl Store {
         let file = match self.segment(row.at.segment) {
             Ok(file) => file,
             Err(error) => {
-                self.forget(key, row);
+                // What cannot be opened for another reason may be there in a moment.
+                if error.kind() == io::ErrorKind::NotFound {
+                    self.forget(key, row);
+                }
                 self.fault("open a segment", &error);
                 return None;
             }

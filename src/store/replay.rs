@@ -29,14 +29,17 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
     if ends.is_none()
         && let Err(error) = sound::check(&layout.index().join("data.mdb"))
     {
+        if !error.is_damage() {
+            return Err(io::Error::other(error).into());
+        }
         tracing::warn!(%error, "store: the index is damaged and is built again from the segments");
         set_aside(layout)?;
     }
-    let index = match Index::open(&layout.index()) {
+    let index = match Index::open(layout) {
         Err(error) if error.is_damage() => {
             tracing::warn!(%error, "store: the index is damaged and is built again from the segments");
             set_aside(layout)?;
-            Index::open(&layout.index())?
+            Index::open(layout)?
         }
         other => other?,
     };

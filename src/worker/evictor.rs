@@ -31,8 +31,8 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let (mut is_full, mut was_full) = (false, false);
     loop {
         desk.woke();
-        if !cache.store().is_there() {
-            desk.set_state("the store's directory is gone");
+        if cache.store().is_lost() {
+            desk.set_state("the store was removed, or its index is damaged");
             cache.lose_store();
             return;
         }

@@ -65,10 +65,14 @@ impl<'a> Machine<'a> {
 
 /// The same build without larder.
 fn native(go: &Go, module: &Path) -> Vec<u8> {
-    let home = tempfile::tempdir().unwrap();
-    let program = home.path().join("program");
+    native_in(tempfile::tempdir().unwrap().path(), go, module)
+}
+
+/// With a cache of go's own in this home.
+fn native_in(home: &Path, go: &Go, module: &Path) -> Vec<u8> {
+    let program = home.join("program");
     let output = go
-        .command(module, home.path())
+        .command(module, home)
         .args(["build", "-o", program.to_str().unwrap(), "."])
         .output()
         .unwrap();

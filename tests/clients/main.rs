@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[expect(dead_code, reason = "the other binary lets single calls fail")]
+#[path = "../support/failing.rs"]
+mod failing;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../../benches/support/wan.rs"]

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -131,13 +132,21 @@ pub(crate) fn is_of(play: &Play, name: &Key, found: &[u8]) -> bool {
 }
 
 pub(crate) fn bytes(store: &Store, key: &Key) -> Option<Vec<u8>> {
+    read(store, key).map(Result::unwrap)
+}
+
+/// The same on a disk that may fail.
+pub(crate) fn try_bytes(store: &Store, key: &Key) -> Option<Vec<u8>> {
+    read(store, key)?.ok()
+}
+
+fn read(store: &Store, key: &Key) -> Option<io::Result<Vec<u8>>> {
     let read = |file: &File, len: u64| {
         let mut bytes = vec![0; usize::try_from(len).unwrap()];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes
+        file.read_exact_at(&mut bytes, 0).map(|()| bytes)
     };
-    match store.get(key)? {
-        Stored::Bytes(_, bytes) => Some(bytes.to_vec()),
-        Stored::File(meta, file) => Some(read(&file, meta.size)),
-    }
+    Some(match store.get(key)? {
+        Stored::Bytes(_, bytes) => Ok(bytes.to_vec()),
+        Stored::File(meta, file) => read(&file, meta.size),
+    })
 }

@@ -1,7 +1,7 @@
 //! Power cuts, simulated. A process that uses a store is watched while it writes; from what it had
 //! written and synced, the disk is made as a power cut at any moment could have left it: what was not
 //! synced is there, gone, in another order or torn. Each such store must open, hold what was synced,
-//! and give back nothing that was never put.
+//! and give back nothing that was never put. Beside that: damaged files, and calls that fail.
 //!
 //! `LARDER_CUTS` says how many cuts are tried; `LARDER_SEED` repeats a run.
 
@@ -10,15 +10,22 @@
 mod check;
 mod damage;
 mod disk;
+#[path = "../support/failing.rs"]
+mod failing;
+mod faults;
 mod trace;
 mod workload;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use larder::units::Random;
 
 use disk::Disk;
+use failing::Control;
+use faults::{Fault, Sufferer};
 use trace::Event;
 use workload::{Plan, Play};
 
@@ -26,6 +33,10 @@ use workload::{Plan, Play};
 const CUTS: u64 = 300;
 /// Damages in a plain `cargo test`; LARDER_DAMAGES for more.
 const DAMAGES: u64 = 60;
+/// Failing disks in a plain `cargo test`; LARDER_FAULTS for more.
+const FAULTS: u64 = 60;
+/// Sufferers at a time: they wait for a store to try again, most of their time.
+const AT_ONCE: u64 = 6;
 const SEED: u64 = 20_261_126;
 /// Set for the process that is watched: where it works.
 const STAGE: &str = "LARDER_CUTS_STAGE";
@@ -147,6 +158,46 @@ fn whatever_a_disk_does_to_a_store_it_opens_lies_never_and_works_again() {
         std::fs::remove_dir_all(&image).unwrap();
     }
     eprintln!("seed {}: {tries} damages, {ended} ends of a process", plan.seed);
+    assert!(broken.is_empty(), "{} of {tries}: {}", broken.len(), broken.join("\n"));
+}
+
+/// Not a test: who uses a store on a disk that fails.
+#[test]
+fn the_sufferer() {
+    let Some(stage) = variable(STAGE) else { return };
+    let Some(control) = variable("FAULT_CONTROL") else { return };
+    let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: false };
+    let control = Control::open(Path::new(&control));
+    Sufferer::new(plan).suffer(&Path::new(&stage).join("root"), &control);
+}
+
+#[test]
+fn whatever_call_fails_what_was_acknowledged_is_there_when_the_disk_is_well() {
+    let stage = stage();
+    let dir = stage.path();
+    let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: false };
+    let (calls, _) = faults::run(dir, &dir.join("well"), &plan, None).unwrap();
+    assert!(calls > 1000, "{calls} calls were seen");
+    let tries = number("LARDER_FAULTS", FAULTS);
+    let (failed, broken) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for first in 0..AT_ONCE {
+            let (plan, failed, broken) = (&plan, &failed, &broken);
+            scope.spawn(move || {
+                for n in (first..tries).step_by(usize::try_from(AT_ONCE).unwrap()) {
+                    let fault = Fault::any(&mut Random::new(plan.seed ^ n << 32), calls);
+                    let stage = dir.join(n.to_string());
+                    match faults::run(dir, &stage, plan, Some(&fault)) {
+                        Ok((_, count)) => drop(failed.fetch_add(count, Ordering::Relaxed)),
+                        Err(said) => broken.lock().unwrap().push(format!("{n}: {fault}: {said}")),
+                    }
+                    std::fs::remove_dir_all(stage).unwrap();
+                }
+            });
+        }
+    });
+    let (failed, broken) = (failed.into_inner(), broken.into_inner().unwrap());
+    eprintln!("seed {}: {tries} failing disks of {calls} calls, {failed} failed", plan.seed);
     assert!(broken.is_empty(), "{} of {tries}: {}", broken.len(), broken.join("\n"));
 }
 

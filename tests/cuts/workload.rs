@@ -17,7 +17,7 @@ pub(crate) const REALM: RealmId = RealmId([7; 16]);
 /// Acts in a play.
 const ACTS: usize = 400;
 /// Names that are put again and again.
-const NAMES: u64 = 40;
+pub(crate) const NAMES: u64 = 40;
 const BEGIN: Timestamp = Timestamp(1_800_000_000 * 1_000_000_000);
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -40,7 +40,7 @@ pub(crate) fn clock() -> Clock {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Act {
+pub(crate) enum Act {
     Put { name: u64, len: usize, is_owed: bool },
     PutContent { len: usize, is_owed: bool },
     Remove { name: u64 },
@@ -49,7 +49,7 @@ enum Act {
     MakeRoom,
 }
 
-fn acts(plan: &Plan) -> Vec<Act> {
+pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
     let mut random = Random::new(plan.seed);
     let mut below = |n: u64| random.next_u64() % n;
     let mut act = |_| {
@@ -83,7 +83,7 @@ fn body(at: usize, len: usize) -> Vec<u8> {
     body
 }
 
-fn opaque(name: u64) -> Key {
+pub(crate) fn opaque(name: u64) -> Key {
     Key::opaque(REALM, &format!("n{name}")).unwrap()
 }
 
@@ -149,7 +149,7 @@ fn is_gone(store: &Store, key: &Key) -> bool {
     })
 }
 
-fn put_of(at: usize, act: Act) -> Option<(Key, Vec<u8>, bool)> {
+pub(crate) fn put_of(at: usize, act: Act) -> Option<(Key, Vec<u8>, bool)> {
     match act {
         Act::Put { name, len, is_owed } => Some((opaque(name), body(at, len), is_owed)),
         Act::PutContent { len, is_owed } => {

@@ -5,30 +5,30 @@ use std::ops::Bound;
 use heed::{RoTxn, WithoutTls};
 
 use crate::entry::{Key, Kind, RealmId};
-use crate::store::index::{COVERED, Covered, Index, IndexError, Owed};
+use crate::store::index::{COVERED, Covered, IndexError, Owed, Tables};
 use crate::store::record::{Place, Row};
 
 /// A consistent view of the index.
-pub struct Reading<'a> {
-    pub(super) index: &'a Index,
-    pub(super) txn: RoTxn<'a, WithoutTls>,
+pub struct Reading {
+    pub(super) tables: Tables,
+    pub(super) txn: RoTxn<'static, WithoutTls>,
 }
 
-impl Reading<'_> {
+impl Reading {
     pub fn row(&self, key: &[u8]) -> Result<Option<Row>, IndexError> {
-        Ok(self.index.entries.get(&self.txn, key)?.and_then(Row::decode))
+        Ok(self.tables.entries.get(&self.txn, key)?.and_then(Row::decode))
     }
 
     pub fn covered(&self) -> Result<Option<Covered>, IndexError> {
-        Ok(self.index.meta.get(&self.txn, COVERED)?.and_then(Covered::decode))
+        Ok(self.tables.meta.get(&self.txn, COVERED)?.and_then(Covered::decode))
     }
 
     pub fn entries(&self) -> Result<u64, IndexError> {
-        Ok(self.index.entries.len(&self.txn)?)
+        Ok(self.tables.entries.len(&self.txn)?)
     }
 
     pub fn owed_entries(&self) -> Result<u64, IndexError> {
-        Ok(self.index.owed.len(&self.txn)?)
+        Ok(self.tables.owed.len(&self.txn)?)
     }
 
     /// The oldest owed uploads from `number` on.
@@ -36,7 +36,7 @@ impl Reading<'_> {
         let from = number.to_be_bytes();
         let mut out = Vec::new();
         for item in self
-            .index
+            .tables
             .owed
             .range(&self.txn, &(Bound::Included(&from[..]), Bound::Unbounded))?
             .take(most)
@@ -50,13 +50,13 @@ impl Reading<'_> {
     }
 
     pub fn owed_number(&self, identity: &[u8]) -> Result<Option<u64>, IndexError> {
-        let number = self.index.owed_keys.get(&self.txn, identity)?;
+        let number = self.tables.owed_keys.get(&self.txn, identity)?;
         Ok(number.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes))
     }
 
     pub fn realms(&self) -> Result<Vec<(RealmId, String)>, IndexError> {
         let mut out = Vec::new();
-        for item in self.index.realms.iter(&self.txn)? {
+        for item in self.tables.realms.iter(&self.txn)? {
             let (id, text) = item?;
             if let (Ok(id), Ok(text)) = (id.try_into(), std::str::from_utf8(text)) {
                 out.push((RealmId(id), text.to_owned()));
@@ -68,7 +68,7 @@ impl Reading<'_> {
     /// When each segment was last used, as far as it was noted.
     pub fn segments(&self) -> Result<Vec<(u32, u32)>, IndexError> {
         let mut out = Vec::new();
-        for item in self.index.segments.iter(&self.txn)? {
+        for item in self.tables.segments.iter(&self.txn)? {
             let (segment, at) = item?;
             if let (Ok(segment), Ok(at)) = (segment.try_into(), at.try_into()) {
                 out.push((u32::from_be_bytes(segment), u32::from_le_bytes(at)));
@@ -84,7 +84,7 @@ impl Reading<'_> {
         mut visit: impl FnMut(&[u8], Row) -> std::ops::ControlFlow<()>,
     ) -> Result<(), IndexError> {
         for item in
-            self.index.entries.range(&self.txn, &(Bound::Included(from), Bound::Unbounded))?
+            self.tables.entries.range(&self.txn, &(Bound::Included(from), Bound::Unbounded))?
         {
             let (key, row) = item?;
             if let Some(row) = Row::decode(row)

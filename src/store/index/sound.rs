@@ -47,6 +47,21 @@ pub enum Unsound {
     Page { page: u64, problem: &'static str },
 }
 
+impl Unsound {
+    /// Whether the file is at fault, and not who wanted to read it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Page { .. } => true,
+            // A bad sector, or a file that ends too early.
+            Self::Io(error) => {
+                error.kind() == io::ErrorKind::UnexpectedEof || error.raw_os_error() == Some(EIO)
+            }
+        }
+    }
+}
+
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 type Checked<T> = Result<T, Unsound>;
 
 /// Reads all of it. A file that is not there is sound.

@@ -8,7 +8,9 @@ use larder::entry::Digest;
 use larder::entry::action::{Frame, GoEntry};
 use serde_json::Value;
 
-use super::{Machine, assert_asked, native, number, write_module};
+use super::{Machine, assert_asked, native, native_in, number, write_module};
+use crate::failing::{self, FailingDisk};
+use crate::harness::LARDER;
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::install;
 use crate::support::{TinyDisk, wait_for};
@@ -190,4 +192,65 @@ fn a_disk_that_fills_in_mid_build_is_no_fault_of_the_build() {
     assert!(names.into_iter().any(|name| name.starts_with("larder-")), "the disk was never full");
     let report = daemon.control(&serde_json::json!({"op": "verify"}));
     assert_eq!(report["bad_entries"], 0, "{report}");
+}
+
+/// Daemon and helper have the same bad disk; go's own files are on another.
+#[test]
+fn a_store_whose_disk_fails_costs_misses_and_works_again_when_it_is_well() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let machine = Machine::new(&go);
+    let disk = FailingDisk::new(machine.home.path(), &machine.home.store());
+    let environment = disk.environment();
+    let words = environment.map(|(name, value)| format!("{name}={}", value.display()));
+    let helper = format!("env {} {LARDER} go", words.join(" "));
+    let daemon = machine.home.daemon_with(&[], |command| {
+        command.envs(environment);
+    });
+    let without_larder = tempfile::tempdir().unwrap();
+    let program = machine.home.path().join("program");
+    let build = |what: &str| {
+        let output = machine
+            .command(dir.path(), &["build", "-v", "-o", program.to_str().unwrap(), "."])
+            .env("GOCACHEPROG", &helper)
+            .env("TMPDIR", machine.home.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{what}: {said}");
+        (fs::read(&program).unwrap(), said)
+    };
+    build("a disk that is well");
+    let control = disk.control();
+    for (number, (what, kinds, error)) in [
+        ("every call: EIO", failing::ALL, failing::EIO),
+        ("opens: EMFILE", failing::OPEN, failing::EMFILE),
+        ("reads: EIO", failing::READ, failing::EIO),
+        ("writes: ENOSPC", failing::WRITE, failing::ENOSPC),
+        ("every call: EROFS", failing::ALL, failing::EROFS),
+        ("syncs and renames: EIO", failing::SYNC | failing::RENAME, failing::EIO),
+        ("half of each read and write", failing::READ | failing::WRITE, failing::HALF),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = format!("package name\n\nfunc Of() string {{ return \"{number}\" }}\n");
+        fs::write(dir.path().join("name/name.go"), source).unwrap();
+        let expected = native_in(without_larder.path(), &go, dir.path());
+        let failed = control.failed();
+        control.fail(kinds, error, 0, u64::MAX);
+        let (built, _) = build(what);
+        assert!(built == expected, "{what}");
+        assert!(control.failed() > failed, "{what}: nothing failed");
+        control.heal();
+        assert_asked(&daemon, 0);
+        wait_for("the store to work again", || {
+            let (built, said) = build("afterwards");
+            assert!(built == expected, "{what}: afterwards");
+            said.is_empty().then_some(())
+        });
+        let report = daemon.control(&serde_json::json!({"op": "verify"}));
+        assert_eq!(report["bad_entries"], 0, "{what}: {report}");
+    }
 }
