@@ -87,6 +87,12 @@ impl Daemon {
         assert!(status.success(), "larder flush ended with {status}");
     }
 
+    /// Ends it without a word; nothing is left to end on drop.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a killed child ends");
+    }
+
     /// What makes a go command use this daemon.
     pub(crate) fn apply_to(&self, go: &mut Command) {
         go.env("GOCACHEPROG", format!("{LARDER} go"));
@@ -96,8 +102,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let has_ended = matches!(self.child.try_wait(), Ok(Some(_)));
         let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
+        if let Some(pid) = pid.filter(|_| !has_ended) {
             // An error means that it has ended.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
