@@ -47,6 +47,8 @@ struct Inner {
     /// How many tasks are alive.
     alive: watch::Sender<usize>,
     panics: AtomicU64,
+    /// Blocking work is done where it is asked for.
+    is_inline: bool,
 }
 
 impl Tasks {
@@ -56,12 +58,23 @@ impl Tasks {
     }
 
     pub fn on(runtime: Handle) -> Self {
+        Self::with(runtime, false)
+    }
+
+    /// For simulations: blocking work is done at once, in the thread that asks for it, so that things
+    /// happen in the same order each time.
+    pub fn inline() -> Self {
+        Self::with(Handle::current(), true)
+    }
+
+    fn with(runtime: Handle, is_inline: bool) -> Self {
         Self {
             runtime,
             inner: Arc::new(Inner {
                 shutdown: watch::Sender::new(false),
                 alive: watch::Sender::new(0),
                 panics: AtomicU64::new(0),
+                is_inline,
             }),
         }
     }
@@ -100,6 +113,9 @@ impl Tasks {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let alive = Alive::new(self.inner.clone());
+        if self.inner.is_inline {
+            return Some(work());
+        }
         let done = self.runtime.spawn_blocking(move || {
             let _counted = alive;
             work()

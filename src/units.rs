@@ -191,6 +191,7 @@ pub struct Clock(Arc<Source>);
 enum Source {
     System(Instant),
     Manual(AtomicU64),
+    Runtime(Timestamp, tokio::time::Instant),
 }
 
 impl Clock {
@@ -204,6 +205,11 @@ impl Clock {
         Self(Arc::new(Source::Manual(AtomicU64::new(start.0))))
     }
 
+    /// A clock that follows the runtime's, which a simulation pauses and moves.
+    pub fn of_runtime(start: Timestamp) -> Self {
+        Self(Arc::new(Source::Runtime(start, tokio::time::Instant::now())))
+    }
+
     /// Wall-clock time; may jump.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
     #[expect(clippy::cast_possible_truncation, reason = "64 bits of nanoseconds last until 2554")]
@@ -213,6 +219,9 @@ impl Clock {
                 SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64,
             ),
             Source::Manual(at) => Timestamp(at.load(Ordering::Relaxed)),
+            Source::Runtime(start, since) => {
+                Timestamp(start.0.saturating_add(since.elapsed().as_nanos() as u64))
+            }
         }
     }
 
@@ -221,6 +230,7 @@ impl Clock {
         match &*self.0 {
             Source::System(start) => start.elapsed(),
             Source::Manual(at) => Duration::from_nanos(at.load(Ordering::Relaxed)),
+            Source::Runtime(_, since) => since.elapsed(),
         }
     }
 
