@@ -9,7 +9,7 @@ pub mod class;
 pub mod digest;
 pub mod key;
 
-pub use blob::{Blob, Found, Lookup, Meta, Why};
+pub use blob::{Blob, COST_MAX_MS, Found, Lookup, Meta, Why};
 pub use body::{Body, BodyError, Chunks, Incoming};
 pub use class::Class;
 pub use digest::{Digest, Hasher};

@@ -92,6 +92,7 @@ fn setup() -> Setup {
     let cache = Cache::new(cache::Config::default(), store, Vec::new(), tasks, metrics, clock);
     let realm = cache.realms().resolve(cache::realm::Wanted::default()).unwrap();
     let opening = cache::session::Opening {
+        is_derived: false,
         id: "s1",
         realm: realm.id,
         scope: "<script>alert('x')</script>",

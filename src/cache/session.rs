@@ -9,7 +9,7 @@ use crate::cache::forecast::Forecast;
 use crate::cache::policy::ask::{Account, Decision, Known, Upstream, decide};
 use crate::cache::policy::group::{Groups, Needs};
 use crate::cache::policy::statistics::Kind as Question;
-use crate::entry::{Class, Digest, Found, Lookup, RealmId, Why};
+use crate::entry::{COST_MAX_MS, Class, Digest, Found, Lookup, RealmId, Why};
 use crate::manifest::ROWS_MAX;
 use crate::telemetry::metrics::{Counter, Gauge};
 use crate::units::{Clock, Timestamp};
@@ -22,6 +22,9 @@ const SESSIONS_MAX: usize = 128;
 /// What a build used stays this long after its last helper has left, though room is needed: `go list
 /// -export` prints paths for others to read.
 const LINGER: Duration = Duration::from_secs(300);
+
+/// Commands of one scope and commit that follow each other so closely are one session.
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Counters of one session.
 #[derive(Debug)]
@@ -192,6 +195,12 @@ impl Session {
         self.writes.load(Ordering::Relaxed)
     }
 
+    /// Whether there is more than was written, and somebody who may write it.
+    fn is_owing(&self) -> bool {
+        let log = self.log();
+        self.forecast.is_some() && self.may_write() && log.order.len() > log.written
+    }
+
     /// What was used, in order of first use, if there is more than was written.
     pub fn unwritten(&self) -> Option<Vec<Digest>> {
         let log = self.log();
@@ -213,7 +222,7 @@ impl Session {
         let needs = if blob.meta.class == Class::Archive { Needs::Stdout } else { Needs::Nothing };
         let mut questions = self.questions();
         questions.asked.remove(action);
-        u64::from(questions.groups.hit(action, blob.meta.cost_ms, needs))
+        u64::from(questions.groups.hit(action, blob.meta.cost_ms.min(COST_MAX_MS), needs))
     }
 
     /// Counts what a lookup in the daemon came to.
@@ -270,6 +279,11 @@ impl Session {
         }
     }
 
+    /// Whether a command that nobody has put into this session comes too late for it.
+    fn is_long_over(&self, now_s: u64) -> bool {
+        !self.is_live() && self.ended.get() + FOLLOWS_WITHIN.as_secs() < now_s
+    }
+
     pub fn is_live(&self) -> bool {
         self.left.get() < self.helpers.get()
     }
@@ -288,6 +302,8 @@ pub struct Sessions {
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'a> {
     pub id: &'a str,
+    /// Nobody has named the session: what does not follow closely is another one.
+    pub is_derived: bool,
     pub realm: RealmId,
     pub scope: &'a str,
     pub commit: &'a str,
@@ -309,14 +325,27 @@ impl Sessions {
         forecast: impl FnOnce() -> Option<Arc<Forecast>>,
     ) -> Arc<Session> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |s: &&Arc<Session>| *s.id == *opening.id && s.realm == opening.realm;
-        if let Some(found) = list.iter().find(same) {
+        // A command may build several repositories, one after the other: each is remembered apart.
+        let now_s = self.clock.now().seconds();
+        let same = |s: &&Arc<Session>| {
+            *s.id == *opening.id
+                && !(opening.is_derived && s.is_long_over(now_s))
+                && s.realm == opening.realm
+                && *s.scope == *opening.scope
+                && *s.commit == *opening.commit
+        };
+        if let Some(found) = list.iter().rev().find(same) {
             found.parents_are(opening.parents);
             return found.clone();
         }
         if list.len() >= SESSIONS_MAX {
-            let oldest = list.iter().position(|session| !session.is_live()).unwrap_or(0);
-            list.remove(oldest);
+            // One that goes on is still counted on, and what is not written down would be lost.
+            let is_over = |session: &Arc<Session>| !session.is_live();
+            let is_written = |session: &Arc<Session>| is_over(session) && !session.is_owing();
+            let oldest = list.iter().position(is_written).or(list.iter().position(is_over));
+            if let Some(oldest) = oldest {
+                list.remove(oldest);
+            }
         }
         let session = Arc::new(Session {
             id: opening.id.into(),
@@ -390,6 +419,7 @@ mod tests {
         let ids = ["a".to_owned(), "b".to_owned()];
         let opening = Opening {
             id: "s",
+            is_derived: false,
             realm: RealmId([1; 16]),
             scope: "app",
             commit: "c",

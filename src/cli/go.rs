@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Failure, Outcome, link, out};
 use crate::config::{ClientConfig, Sources, raw};
-use crate::git::{self, GitEnv, Identity};
+use crate::git::{self, GitEnv};
 use crate::gocacheprog::c_env::CInputs;
 use crate::gocacheprog::{self, HelperConfig, Stdio};
 
@@ -72,7 +72,7 @@ fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperCon
         trust: config.trust.clone(),
         upstream: config.upstream.clone(),
         read_only: config.read_only,
-        session: sources.text(SESSION).unwrap_or_else(|| session(&identity, parent())),
+        session: sources.text(SESSION).unwrap_or_default(),
         scope,
         commit: identity.commit,
         branch: identity.branch,
@@ -94,16 +94,6 @@ fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperCon
         },
         pid: std::process::id(),
     }
-}
-
-/// A session of a single go command: the same for nobody else.
-fn session(identity: &Identity, parent: u32) -> String {
-    let commit: String = identity.commit.chars().take(12).collect();
-    format!("{}@{commit}/{parent}", identity.scope)
-}
-
-fn parent() -> u32 {
-    std::os::unix::process::parent_id()
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use crate::entry::{Body, Class, Digest};
 use crate::units::Timestamp;
 
+/// Longest that building one entry is believed to have taken, in milliseconds: a machine may have slept
+/// meanwhile, and whoever writes an entry may say anything.
+pub const COST_MAX_MS: u32 = 600_000;
+
 /// What is known about an entry besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {

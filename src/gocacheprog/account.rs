@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::entry::COST_MAX_MS;
 use crate::store::record::Row;
 use crate::wire::go::{Frame, Report};
 
@@ -33,7 +34,7 @@ impl Account {
     pub(super) fn hit_index(&self, action: [u8; 32], row: &Row) {
         let mut inner = self.locked();
         inner.report.hits_index += 1;
-        inner.report.saved_ms += u64::from(row.cost_ms);
+        inner.report.saved_ms += u64::from(row.cost_ms.min(COST_MAX_MS));
         if inner.used.len() < USED_MAX {
             inner.used.push(action);
         }
@@ -59,7 +60,7 @@ impl Account {
         let since = inner.missed.remove(action);
         let cost = since.map(|since| u32::try_from(at.saturating_sub(since).as_millis()));
         // Zero says that nobody measured.
-        cost.map_or(0, |ms| ms.unwrap_or(u32::MAX).max(1))
+        cost.map_or(0, |ms| ms.unwrap_or(u32::MAX).clamp(1, COST_MAX_MS))
     }
 
     /// What there is to tell since the last time.

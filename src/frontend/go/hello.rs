@@ -79,9 +79,10 @@ impl Frontend {
 
     pub(super) fn session(&self, hello: &Hello, realm: &Arc<Realm>) -> Arc<Session> {
         let derived = format!("{}@{}", hello.scope, hello.commit);
-        let id = if hello.session.is_empty() { &derived } else { &hello.session };
+        let is_derived = hello.session.is_empty();
         let opening = Opening {
-            id,
+            id: if is_derived { &derived } else { &hello.session },
+            is_derived,
             realm: realm.id,
             scope: &hello.scope,
             commit: &hello.commit,

@@ -107,6 +107,7 @@ impl Machine {
     ) -> Arc<Session> {
         let parents: Vec<String> = parents.iter().map(|parent| (*parent).to_owned()).collect();
         let opening = Opening {
+            is_derived: false,
             id,
             realm: realm.id,
             scope: SCOPE,
