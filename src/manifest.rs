@@ -168,6 +168,11 @@ impl Manifest {
         self
     }
 
+    /// Whether it is the one that was asked for.
+    pub fn is_of(&self, scope: &str, commit: &str) -> bool {
+        (self.scope.as_str(), self.commit.as_str()) == (fields::cut(scope), fields::cut(commit))
+    }
+
     /// Whether it tells what `other` does not: an action, or another place for one.
     pub fn has_news_for(&self, other: &Self) -> bool {
         let known: HashMap<Digest, _> =

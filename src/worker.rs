@@ -48,8 +48,15 @@ pub struct Flushed {
     pub why: Option<String>,
 }
 
+/// Kept of a flush's time for manifests, at most.
+const MANIFEST_WITHIN: Duration = Duration::from_secs(5);
 /// How long a drained uploader may take to notice that it must end.
 const END_WAIT: Duration = Duration::from_secs(1);
+
+/// The rest of a deadline is the manifest's: without one, the next machine finds less of what went up.
+fn for_uploads(deadline: Duration) -> Duration {
+    deadline - (deadline / 4).min(MANIFEST_WITHIN)
+}
 
 /// The workers of a daemon. Cheap to clone; they run until the tasks of the cache are shut down.
 #[derive(Clone)]
@@ -98,7 +105,7 @@ impl Workers {
     /// can be sent to anybody, or for `deadline`.
     pub async fn flush(&self, deadline: Duration) -> Flushed {
         let began = Instant::now();
-        self.settled(deadline).await;
+        self.settled(for_uploads(deadline)).await;
         self.recorder.write_within(&self.cache, deadline.saturating_sub(began.elapsed())).await;
         self.left()
     }
@@ -113,7 +120,7 @@ impl Workers {
     pub async fn drain(&self, deadline: Duration) -> Flushed {
         let began = Instant::now();
         self.uploads.drain();
-        self.settled(deadline).await;
+        self.settled(for_uploads(deadline)).await;
         self.recorder.write_within(&self.cache, deadline.saturating_sub(began.elapsed())).await;
         self.uploads.end();
         self.cache.wake_uploader();

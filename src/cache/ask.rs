@@ -21,6 +21,17 @@ use crate::store::Store;
 const FORECAST_WAIT: Duration = Duration::from_millis(800);
 /// Frame of an entry of which only is known that it was sent.
 const SENT_BYTES: u64 = 64 << 10;
+/// What a flight of an action has brought; its output is in place.
+fn landed(arrival: Arrival) -> Result<Blob, Why> {
+    match arrival {
+        Arrival::Ended(End::Stored(meta) | End::Held(meta, _)) => {
+            Ok(Blob { meta, body: Body::Bytes(bytes::Bytes::new()) })
+        }
+        Arrival::Ended(End::Failed(why)) => Err(why),
+        Arrival::Streaming { .. } => Err(Why::Fault),
+    }
+}
+
 /// What is kept of an upstream in the store, under its name.
 const NOTE: &str = "statistics";
 
@@ -190,7 +201,8 @@ impl Cache {
         self.ask_chain_as(realm, action, most, Question::NoManifest).await
     }
 
-    /// The realms of the chain, one after the other, within one deadline.
+    /// The realms of the chain, one after the other, within one deadline. What is on its way from any of
+    /// them is waited for first: a pull request asks nobody for what comes from main.
     async fn ask_chain_as(
         &self,
         realm: &Realm,
@@ -200,6 +212,13 @@ impl Cache {
     ) -> Lookup {
         let asking = async {
             let mut why = Why::Absent;
+            let keys = realm.go_chain().map(|realm| (realm.id, Key::go(realm.id, *action)));
+            let under_way = keys.filter_map(|(id, key)| self.inner.flights.under_way(id, &key));
+            for follower in under_way.collect::<Vec<_>>() {
+                if let Ok(blob) = landed(follower.arrival().await) {
+                    return Lookup::Hit(blob, Found::Coalesced);
+                }
+            }
             for realm in realm.go_chain() {
                 let key = Key::go(realm.id, *action);
                 match self.upstream_go(realm, &key, question).await {
@@ -225,13 +244,7 @@ impl Cache {
         let Some((follower, found)) = self.join_go(realm, key, question) else {
             return Err(Why::Absent);
         };
-        match follower.arrival().await {
-            Arrival::Ended(End::Stored(meta) | End::Held(meta, _)) => {
-                Ok((Blob { meta, body: Body::Bytes(bytes::Bytes::new()) }, found))
-            }
-            Arrival::Ended(End::Failed(why)) => Err(why),
-            Arrival::Streaming { .. } => Err(Why::Fault),
-        }
+        landed(follower.arrival().await).map(|blob| (blob, found))
     }
 
     /// The flight for a key, begun if there is none.

@@ -86,6 +86,13 @@ impl Flights {
         }
     }
 
+    /// The fetch of a key, if somebody has begun it.
+    pub fn under_way(&self, realm: RealmId, key: &Key) -> Option<Follower> {
+        let flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = flying.get(&(realm, key.clone()))?;
+        Some(Follower { progress: progress.clone() })
+    }
+
     pub fn len(&self) -> usize {
         self.flying.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

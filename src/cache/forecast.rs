@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::cache::policy::ask::Known;
 use crate::cache::realm::Realm;
-use crate::entry::Digest;
+use crate::entry::{COST_MAX_MS, Digest};
 use crate::telemetry::Metrics;
 use crate::units::Clock;
 
@@ -40,8 +40,18 @@ pub struct Aim {
 }
 
 impl Aim {
-    fn is_same(&self, other: &Self) -> bool {
-        self.realm.id == other.realm.id && self.scope == other.scope && self.commit == other.commit
+    /// Whether this asks for what the other does, or, as a command before the checkout, says less of it.
+    fn serves(&self, other: &Self) -> bool {
+        let says = |mine: &Arc<str>, theirs: &Arc<str>| mine.is_empty() || mine == theirs;
+        self.realm.id == other.realm.id
+            && self.scope == other.scope
+            && self.commit == other.commit
+            && says(&self.branch, &other.branch)
+            && says(&self.default_branch, &other.default_branch)
+    }
+
+    fn says_all_of(&self, other: &Self) -> bool {
+        (&self.branch, &self.default_branch) == (&other.branch, &other.default_branch)
     }
 }
 
@@ -73,6 +83,7 @@ const LEFT: u8 = 4;
 
 impl Listed {
     pub fn new(cost_ms: u32, frame_bytes: u64, before: u64) -> Self {
+        let cost_ms = cost_ms.min(COST_MAX_MS);
         Self { cost_ms, frame_bytes, before, state: AtomicU8::new(WANTED) }
     }
 
@@ -143,6 +154,11 @@ impl Forecast {
         *self.phase.borrow()
     }
 
+    /// Since when its manifests are known, or asked for.
+    pub fn age(&self) -> Duration {
+        self.clock.elapsed().saturating_sub(self.made)
+    }
+
     /// Returns when it is known what is listed, or that nothing is.
     pub async fn told(&self) {
         let mut phase = self.phase.subscribe();
@@ -159,6 +175,10 @@ impl Forecast {
             }
             is_news
         });
+    }
+
+    pub fn has_parents(&self) -> bool {
+        self.parents.borrow().is_some()
     }
 
     /// The parents, once a helper has said them; empty if none does in time.
@@ -199,6 +219,12 @@ impl Forecast {
     pub fn nothing(&self) {
         self.phase.send_replace(Phase::Nothing);
         self.finish();
+    }
+
+    /// Nothing was known, and more has been said of what is built: manifests are read again.
+    pub fn look_again(&self) {
+        self.is_done.store(false, Ordering::Release);
+        self.phase.send_replace(Phase::Loading);
     }
 
     /// What is known of a key that this machine does not have. `bytes_per_ms`: how fast it comes.

@@ -10,7 +10,7 @@ use crate::entry::{Digest, RealmId};
 
 const ENTRIES_MAX: u64 = 400_000;
 /// Upstream may forget packs: what was seen so long ago is seen anew.
-const KNOWN_FOR: Duration = Duration::from_secs(3600);
+pub const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// A frame's place upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

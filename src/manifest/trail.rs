@@ -69,6 +69,11 @@ pub struct TrailRow {
 }
 
 impl Trail {
+    /// Whether it is the one that was asked for.
+    pub fn is_of(&self, scope: &str, branch: &str) -> bool {
+        (self.scope.as_str(), self.branch.as_str()) == (cut(scope), cut(branch))
+    }
+
     /// The sessions of both: of one commit's the fuller, newest first, at most `ROWS_MAX`.
     pub fn merge(self, other: Self) -> Self {
         let rows = settle(self.rows.iter().chain(&other.rows)).into_iter().cloned().collect();

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -16,8 +17,9 @@ use tokio::sync::mpsc;
 
 use crate::cache::Cache;
 use crate::cache::ahead::Expected;
-use crate::cache::forecast::{Forecast, Listed};
+use crate::cache::forecast::{Forecast, Listed, Phase};
 use crate::entry::Digest;
+use crate::tasks::Shutdown;
 use crate::units::show_count;
 use crate::worker::desk::Desk;
 use crate::worker::prefetcher::plan::{Plan, Unit};
@@ -33,6 +35,8 @@ pub(in crate::worker) use sources::{name_of_manifest, name_of_trail};
 const STREAMS_MAX: usize = 16;
 const STREAMS_MIN: usize = 4;
 const AHEAD_MS: f64 = 400.0;
+/// How often it is looked whether anybody still wants what nothing is known of.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Frames that are under way at once; each stands in memory until it is whole.
 const UNDER_WAY_MAX: u64 = 32 << 20;
 
@@ -62,10 +66,31 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>) {
             forecast.cut_short();
         }
         // Whoever came just before that could not know of it.
-        if !forecast.is_wanted() || !forecast.resume() {
+        if forecast.is_wanted() && forecast.resume() {
+            continue;
+        }
+        let is_known = forecast.phase() != Phase::Nothing || forecast.has_parents();
+        if is_known || !hears_of_parents(&forecast, &mut shutdown).await {
             return;
         }
+        forecast.look_again();
     }
+}
+
+/// Waits for the parents of a commit of which nothing is known, for as long as somebody wants it: a
+/// command may have asked before the sources were there.
+async fn hears_of_parents(forecast: &Forecast, shutdown: &mut Shutdown) -> bool {
+    while forecast.is_wanted() {
+        tokio::select! {
+            parents = forecast.parents(LOOK_EVERY) => {
+                if forecast.has_parents() {
+                    return !parents.is_empty();
+                }
+            }
+            () = shutdown.wait() => return false,
+        }
+    }
+    false
 }
 
 /// Whether it ended because nobody wants it any more.
@@ -88,6 +113,13 @@ async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) -> bool {
         return false;
     };
     fetch_all(cache, forecast, units).await
+}
+
+/// Learns once more from the manifests where frames stand.
+pub(in crate::worker) async fn learn_places(cache: &Cache, forecast: &Forecast) {
+    for (realm, manifest) in &sources::read(cache, forecast).await {
+        sources::remember_frames(cache, realm.id, manifest);
+    }
 }
 
 /// Lists everything, then records what needs no fetching. What remains is to be fetched.
@@ -193,6 +225,8 @@ impl Width {
 }
 
 fn leave(forecast: &Forecast, unit: &Unit) {
+    // Nobody waits behind it any more.
+    forecast.arrived_bytes.fetch_add(unit.link_bytes(), Ordering::Relaxed);
     unit.expected().for_each(|expected| forecast.left(&expected.row.action));
 }
 

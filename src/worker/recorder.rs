@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backend::{BackendError, Name, Upload};
 use crate::cache::Cache;
-use crate::cache::forecast::Forecast;
+use crate::cache::forecast::{Aim, Forecast};
 use crate::cache::realm::Upstream;
 use crate::cache::session::Session;
 use crate::entry::Digest;
@@ -33,8 +33,9 @@ use rows::Gathered;
 const QUIET: Duration = Duration::from_millis(300);
 /// Uploads of a session are given so long before its manifest is tried.
 const UPLOADS_WAIT: Duration = Duration::from_secs(120);
-/// What could not be written is tried again after so long.
+/// What could not be written is tried again after so long, then after twice that, up to the most.
 const AGAIN: Duration = Duration::from_secs(30);
+const AGAIN_MAX: Duration = Duration::from_secs(900);
 /// What somebody else has written over is written again so often.
 const ROUNDS_MAX: usize = 4;
 /// And looked at after no longer than this.
@@ -62,16 +63,24 @@ pub(super) async fn run(
 ) {
     let mut shutdown = cache.tasks().shutdown_signal();
     let mut is_left = false;
+    let mut again = AGAIN;
     loop {
         desk.woke();
         desk.set_state(if is_left { "waiting for upstream" } else { "idle" });
-        tokio::select! {
-            () = cache.sessions().told() => sleep(QUIET).await,
-            () = sleep(AGAIN), if is_left => {}
+        let is_news = tokio::select! {
+            () = cache.sessions().told() => true,
+            () = sleep(again), if is_left => false,
             () = shutdown.wait() => return,
+        };
+        // Uploads have pauses of their own, which only somebody who waits may cut short.
+        if is_news {
+            sleep(QUIET).await;
+            again = AGAIN;
+        } else {
+            again = (again * 2).min(AGAIN_MAX);
         }
         desk.set_state("writing manifests");
-        if cache.sessions().list().iter().any(|session| is_due(session, false)) {
+        if is_news && cache.sessions().list().iter().any(|session| is_due(session, false)) {
             let request = uploads.request();
             cache.wake_uploader();
             tokio::select! {
@@ -101,8 +110,12 @@ impl Recorder {
                 continue;
             }
             if let (Some(forecast), Some(used)) = (&session.forecast, session.unwritten()) {
-                match write_one(cache, forecast, &used).await {
+                match write_one(cache, &session, forecast, &used).await {
                     Ok(()) => session.written(used.len()),
+                    Err(error) if is_final(&error) => {
+                        tracing::info!(%error, "upstream: no manifest is written for this build");
+                        session.written(used.len());
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "a manifest was not written");
                         is_done = false;
@@ -120,8 +133,14 @@ impl Recorder {
     }
 }
 
+/// Whether asking again would have the same answer.
+const fn is_final(error: &BackendError) -> bool {
+    matches!(error, BackendError::Denied(_)) || !error.may_pass()
+}
+
 async fn write_one(
     cache: &Cache,
+    session: &Session,
     forecast: &Arc<Forecast>,
     used: &[Digest],
 ) -> Result<(), BackendError> {
@@ -130,6 +149,8 @@ async fn write_one(
         return Ok(());
     };
     let began = Instant::now();
+    // A command before the checkout may have known less of what is built than the build does.
+    let aim = Aim { branch: session.branch.clone(), ..forecast.aim.clone() };
     let gathered = rows::gather(cache, forecast, upstream, used).await?;
     if gathered.manifest.rows.is_empty() {
         return Ok(());
@@ -138,7 +159,8 @@ async fn write_one(
     let mut has_news: fn(&Manifest, &Manifest) -> bool = Manifest::has_news_for;
     for _ in 0..ROUNDS_MAX {
         let round = Instant::now();
-        if !add(cache, forecast, upstream, &gathered, has_news).await? {
+        let expected = forecast.lists();
+        if !add(cache, &aim, expected, upstream, &gathered, has_news).await? {
             break;
         }
         // Where frames are, each of two writers may go on to say differently, and both be right.
@@ -162,12 +184,12 @@ async fn write_one(
 /// nothing to write.
 async fn add(
     cache: &Cache,
-    forecast: &Arc<Forecast>,
+    aim: &Aim,
+    expected: usize,
     upstream: &Upstream,
     gathered: &Gathered,
     has_news: fn(&Manifest, &Manifest) -> bool,
 ) -> Result<bool, BackendError> {
-    let aim = &forecast.aim;
     let head = name_of_manifest(&aim.realm, &aim.scope, &aim.commit);
     let branch = name_of_trail(&aim.realm, &aim.scope, &aim.branch);
     let (there, trail) = join(
@@ -175,7 +197,8 @@ async fn add(
         read(cache, upstream, &branch, trail::SIZE_MAX, Trail::decode),
     )
     .await;
-    let (there, trail) = (there?, trail?);
+    let there = there?.filter(|there| there.is_of(&aim.scope, &aim.commit));
+    let trail = trail?.filter(|trail| trail.is_of(&aim.scope, &aim.branch));
     let trail = trail.unwrap_or_else(|| Trail {
         scope: aim.scope.to_string(),
         branch: aim.branch.to_string(),
@@ -195,8 +218,10 @@ async fn add(
         Some(there) => manifest.merge(there),
         None => manifest,
     };
-    merged.complete |= is_complete(&merged, &trail);
-    let row = row_of(&merged);
+    merged.complete |= is_complete(&merged, &trail, expected);
+    let mut row = row_of(&merged);
+    // The newest stands first, whatever the clocks of other writers say.
+    row.written = trail.rows.first().map_or(row.written, |first| row.written.max(first.written));
     put(upstream, &head, merged.encode()).await?;
     let news = Trail { rows: vec![row], ..trail.clone() };
     put(upstream, &branch, news.merge(trail).encode()).await?;
@@ -218,7 +243,8 @@ async fn read<T>(
     match decode(&bytes) {
         Ok(there) => Ok(Some(there)),
         Err(FormatError::Version(version)) => {
-            Err(BackendError::Broken(format!("{name} is of version {version}, which is not ours")))
+            tracing::info!(%name, version, "upstream: what stands there is of another version");
+            Err(BackendError::ReadOnly)
         }
         Err(_) => Ok(None),
     }
@@ -228,10 +254,12 @@ async fn put(upstream: &Upstream, name: &Name, bytes: Vec<u8>) -> Result<(), Bac
     upstream.backend.put(name, Upload::bytes(bytes.into())).await
 }
 
-/// Whether a build has used about as much as the fullest one that the trail knows.
-fn is_complete(manifest: &Manifest, trail: &Trail) -> bool {
+/// Whether a build has used about as much as was expected of it, and as the fullest one that the trail
+/// knows. Where there is nothing to compare it with, it may have broken off.
+fn is_complete(manifest: &Manifest, trail: &Trail, expected: usize) -> bool {
     let fullest = trail.rows.iter().map(|row| row.rows).max().unwrap_or(0);
-    manifest.rows.len() as f64 >= f64::from(fullest) * COMPLETE
+    let wanted = f64::from(fullest).max(expected as f64) * COMPLETE;
+    wanted > 0.0 && manifest.rows.len() as f64 >= wanted
 }
 
 fn row_of(manifest: &Manifest) -> TrailRow {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::cache::forecast::{Aim, Forecast};
+use crate::cache::forecast::{Aim, Forecast, Phase};
 use crate::telemetry::Metrics;
 use crate::units::Clock;
 
@@ -36,7 +36,11 @@ impl Forecasts {
         let now = self.clock.elapsed();
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|old| now.saturating_sub(old.made) < FRESH_FOR || old.is_wanted());
-        if let Some(known) = list.iter().find(|known| known.aim.is_same(&aim)) {
+        // Who knows more of what is built may find what another did not.
+        let is_less =
+            |known: &Forecast| known.phase() == Phase::Nothing && !known.aim.says_all_of(&aim);
+        let known = |known: &&Arc<Forecast>| known.aim.serves(&aim) && !is_less(known);
+        if let Some(known) = list.iter().rev().find(known) {
             return known.clone();
         }
         if list.len() >= FORECASTS_MAX {

@@ -15,9 +15,11 @@ use crate::cache::fresh::PARTS_MAX;
 use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId};
-use crate::manifest::trail::{self, Trail};
+use crate::manifest::trail::{self, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest, Place};
 
+/// What default branches are called.
+const USUAL: [&str; 2] = ["main", "master"];
 /// Git is asked for the parents beside the first questions.
 const PARENTS_WAIT: Duration = Duration::from_millis(250);
 /// A manifest that covers so small a part of what its trail has seen hides a fuller one.
@@ -67,7 +69,7 @@ async fn of_realm(
             (head, trails, parents)
         }
     };
-    let best = trails.iter().filter_map(Trail::best).max_by_key(|row| (row.complete, row.rows));
+    let best = best_of(&trails);
     let mut found: Vec<Manifest> = head.into_iter().chain(parents).collect();
     let rows = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
     let is_partial = |seen: u32| (rows as f64) < f64::from(seen) * PARTIAL;
@@ -81,6 +83,16 @@ async fn of_realm(
     Some((realm.clone(), merged))
 }
 
+/// Where to start, from the trails of the own branch and of others: the own one's, unless another
+/// knows of a much fuller build.
+fn best_of(trails: &[Trail]) -> Option<&TrailRow> {
+    let best = trails.iter().filter_map(Trail::best);
+    best.reduce(|own, other| {
+        let is_much_fuller = f64::from(own.rows) < f64::from(other.rows) * PARTIAL;
+        if is_much_fuller || other.complete && !own.complete { other } else { own }
+    })
+}
+
 struct Asked<'a> {
     cache: &'a Cache,
     upstream: &'a Upstream,
@@ -92,17 +104,22 @@ impl Asked<'_> {
     /// In so many parts at once.
     async fn manifest(&self, commit: &str, parts: usize) -> Option<Manifest> {
         let name = name_of_manifest(self.realm, &self.aim.scope, commit);
-        read_manifest(self.cache, self.upstream, &name, parts as u64).await
+        let manifest = read_manifest(self.cache, self.upstream, &name, parts as u64).await?;
+        // An upstream that mixes its answers up must not have them written under other names.
+        let is_it = manifest.is_of(&self.aim.scope, commit);
+        is_it.then_some(manifest)
     }
 
     async fn trails(&self) -> Vec<Trail> {
+        let default_branch = &*self.aim.default_branch;
+        // Clones of depth 1 seldom know which branch is the default.
+        let usual: &[&str] = if default_branch.is_empty() { &USUAL } else { &[default_branch] };
         let mut branches = vec![&*self.aim.branch];
-        if self.aim.default_branch != self.aim.branch {
-            branches.push(&*self.aim.default_branch);
-        }
+        branches.extend(usual.iter().filter(|branch| ***branch != *self.aim.branch));
         let trails = branches.into_iter().map(|branch| async move {
             let name = name_of_trail(self.realm, &self.aim.scope, branch);
-            read_trail(self.cache, self.upstream, &name).await
+            let trail = read_trail(self.cache, self.upstream, &name).await?;
+            trail.is_of(&self.aim.scope, branch).then_some(trail)
         });
         join_all(trails).await.into_iter().flatten().collect()
     }

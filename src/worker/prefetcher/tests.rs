@@ -13,6 +13,7 @@ use crate::worker::Flushed;
 use crate::worker::prefetcher::{STREAMS_MAX, Width};
 use crate::worker::uploader::bench::until;
 
+mod aims;
 mod damage;
 mod hostile;
 pub(in crate::worker) mod support;

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::backend::{BackendError, Name, Space, Upload};
-use crate::cache::forecast::Forecast;
-use crate::cache::frames::Standing;
+use crate::cache::forecast::{Forecast, Phase};
+use crate::cache::frames::{KNOWN_FOR, Standing};
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::{Cache, Share, policy};
 use crate::entry::action::Packed;
@@ -14,6 +14,8 @@ use crate::manifest::pack::{FRAME_MAX, PACK_TARGET, PackWriter, Slot};
 use crate::manifest::{Manifest, PackRef, Place, Row};
 use crate::store::record;
 
+/// So many frames whose place is unknown are worth reading manifests once more.
+const UNKNOWN_MANY: usize = 32;
 /// Outputs larger than this are not packed for a manifest's sake: their frames hardly ever fit.
 const OUTPUT_MAX: u64 = 8 * FRAME_MAX;
 
@@ -44,6 +46,12 @@ pub(super) async fn gather(
     });
     let found: Vec<(Digest, record::Row)> = found.await.unwrap_or_default();
     let realm = &forecast.aim.realm;
+    let is_forgotten = forecast.phase() != Phase::Known || forecast.age() > KNOWN_FOR;
+    let unknown = found.iter().filter(|(_, row)| stands_nowhere(cache, realm, row));
+    if is_forgotten && unknown.count() > UNKNOWN_MANY {
+        // A daemon forgets where frames stand; manifests do not.
+        crate::worker::prefetcher::learn_places(cache, forecast).await;
+    }
     pack_missing(cache, realm, upstream, &found).await?;
     let mut manifest = Manifest {
         scope: forecast.aim.scope.to_string(),
@@ -112,6 +120,14 @@ fn stands_elsewhere(cache: &Cache, realm: &Realm, row: &record::Row) -> bool {
     realm.elsewhere_at(policy::upstream_of(row.class, &cache.config().classes)).is_some()
 }
 
+/// Whether an output's frame is to be packed, as far as is known here.
+fn stands_nowhere(cache: &Cache, realm: &Realm, row: &record::Row) -> bool {
+    row.size > 0
+        && row.size <= OUTPUT_MAX
+        && !stands_elsewhere(cache, realm, row)
+        && cache.frames().get(realm.id, &row.digest).is_none()
+}
+
 /// Sends the frames that stand in no pack, in order of first use.
 async fn pack_missing(
     cache: &Cache,
@@ -122,11 +138,7 @@ async fn pack_missing(
     let mut missing: Vec<record::Row> = Vec::new();
     let mut seen = HashSet::new();
     for (_, row) in found {
-        let is_missing = row.size > 0
-            && row.size <= OUTPUT_MAX
-            && !stands_elsewhere(cache, realm, row)
-            && cache.frames().get(realm.id, &row.digest).is_none();
-        if is_missing && seen.insert(row.digest) {
+        if stands_nowhere(cache, realm, row) && seen.insert(row.digest) {
             missing.push(*row);
         }
     }

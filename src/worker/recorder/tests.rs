@@ -23,7 +23,8 @@ async fn a_second_session_of_a_commit_adds_to_its_manifest_and_takes_nothing() {
     let a = Machine::new(&backend);
     a.build_commit("c1", &built).await;
     let row = trail_of(&backend).rows[0].clone();
-    assert!(row.complete && row.rows == 50, "{row:?}");
+    // There is nothing to tell by whether that was all of it.
+    assert!(!row.complete && row.rows == 50, "{row:?}");
     // On the same machine, which has forgotten nothing, and on a cold one.
     let same = a.begin("c1");
     assert_eq!(a.hits(Some(&same), &built[10..13]).await, 3);
@@ -213,4 +214,43 @@ async fn what_was_read_of_places_does_not_go_over_what_was_sent() {
         let crate::manifest::Place::Pack { pack, .. } = row.place else { panic!("{row:?}") };
         assert!(sent.contains(&packs()[pack as usize]), "{row:?}");
     }
+}
+
+/// A token that only reads once had packs sent for ever, and the pauses of all uploads cut short.
+#[tokio::test(start_paused = true)]
+async fn who_is_denied_gives_a_manifest_up() {
+    let backend = Arc::new(MemoryBackend::new());
+    let machine = Machine::new(&backend);
+    backend.fault_by(|call, _| {
+        let denied = || crate::backend::BackendError::Denied(403);
+        (call == Call::Put).then_some(Fault::Error(denied))
+    });
+    let session = machine.begin("c1");
+    machine.build(&machine.realm(), &session, &outputs(0, 5));
+    machine.end(&session);
+    until(|| session.unwritten().is_none()).await;
+    assert!(backend.names().is_empty());
+    machine.close().await;
+}
+
+/// A flush once spent all its time on uploads that could not succeed, and the next machine knew of
+/// nothing.
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_fails_does_not_keep_a_flush_from_writing_the_manifest() {
+    let backend = Arc::new(MemoryBackend::new());
+    let machine = Machine::new(&backend);
+    let built = outputs(0, 5);
+    let realm = machine.realm();
+    let bad = realm.name_of(&crate::entry::Key::go(realm.id, built[2].action));
+    backend.fault_by(move |call, asked| {
+        let fails = call == Call::Put && *asked == bad;
+        fails.then_some(Fault::Error(|| crate::backend::BackendError::Status(500)))
+    });
+    let session = machine.begin("c1");
+    machine.build(&realm, &session, &built);
+    let left = machine.workers.flush(MINUTE).await;
+    assert_eq!(left.left_entries, 1, "{left:?}");
+    assert_eq!(actions_of(&backend, "c1").len(), 5);
+    machine.end(&session);
+    machine.close().await;
 }

@@ -1,0 +1,155 @@
+//! Who asks for what: commands before the checkout, pull requests, builds of several repositories.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::backend::memory::{Fault, MemoryBackend};
+use crate::cache::forecast::{Aim, Forecast, Phase};
+use crate::cache::session::Opening;
+use crate::worker::Flushed;
+use crate::worker::prefetcher::tests::support::{
+    MINUTE, Machine, SCOPE, manifest_name, output, outputs, trail_name,
+};
+use crate::worker::uploader::bench::until;
+
+/// What `larder prefetch` asks for where nothing is checked out.
+async fn before_the_checkout(machine: &Machine, commit: &str, branch: &str) -> Arc<Forecast> {
+    let forecast = machine.cache.forecast(Aim {
+        realm: machine.realm(),
+        scope: SCOPE.into(),
+        commit: commit.into(),
+        branch: branch.into(),
+        default_branch: "".into(),
+    });
+    forecast.want();
+    forecast.finished().await;
+    forecast.unwant();
+    forecast
+}
+
+/// The forecast of the command, which knew of nothing, was once that of the build too, and parents that
+/// the build named were heard by nobody: without the command it would have been warm.
+#[tokio::test(start_paused = true)]
+async fn a_command_before_the_checkout_does_not_blind_the_build() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 30);
+    let a = Machine::new(&backend);
+    a.build_commit("parent", &built).await;
+    a.close().await;
+    backend.remove(&trail_name("team"));
+    for branch in ["", "main"] {
+        let b = Machine::new(&backend);
+        let before = before_the_checkout(&b, "child", branch).await;
+        assert_eq!(before.phase(), Phase::Nothing, "{branch}");
+        let session = b.begin_in(&b.realm(), "child", &["parent"]);
+        let forecast = session.forecast.clone().unwrap();
+        until(|| forecast.phase() == Phase::Known).await;
+        b.settled(&session).await;
+        assert_eq!(forecast.fetched.load(Ordering::Relaxed), 30, "{branch}");
+        assert_eq!(b.hits(Some(&session), &built).await, 30, "{branch}");
+        b.end(&session);
+        // It is the build that says on which branch it was.
+        until(|| backend.peek(&trail_name("team")).is_some()).await;
+        backend.remove(&trail_name("team"));
+        backend.remove(&manifest_name("team", "child"));
+        b.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_known_default_branch_the_usual_ones_are_asked_for() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 30);
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+    let b = Machine::new(&backend);
+    let forecast = before_the_checkout(&b, "of a feature", "feature").await;
+    assert_eq!(forecast.phase(), Phase::Known);
+    assert_eq!(forecast.fetched.load(Ordering::Relaxed), 30);
+    b.close().await;
+}
+
+/// A pull request's lookup once asked its own namespace first, and waited for that, though the entry
+/// was on its way from main.
+#[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_from_main_is_not_asked_for_in_the_own_namespace() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built: Vec<_> = (0..12).map(|n| output(n, 60_000)).collect();
+    let a = Machine::new(&backend);
+    let main = a.bench.realm(&a.cache, "main");
+    let session = a.begin_in(&main, "c1", &[]);
+    a.build(&main, &session, &built);
+    a.end(&session);
+    assert_eq!(a.workers.flush(MINUTE).await, Flushed::default());
+    a.close().await;
+    let p = Machine::new(&backend);
+    let pr = p.realm_that_trusts("pr", "main");
+    let session = p.begin_in(&pr, "c1", &[]);
+    let forecast = session.forecast.clone().unwrap();
+    forecast.told().await;
+    let slow = std::time::Duration::from_millis(100);
+    backend.fault_always(Fault::Delay(slow));
+    assert!(!p.cache.flights().is_empty(), "nothing is on its way");
+    for output in &built {
+        assert!(p.get(&pr, Some(&session), output).await);
+    }
+    let own = |action| pr.name_of(&crate::entry::Key::go(pr.id, action));
+    let asked: u64 = built.iter().map(|output| backend.calls(&own(output.action)).gets).sum();
+    assert_eq!(asked, 0, "of actions that came from main");
+    p.close().await;
+}
+
+/// One `larder run` may build several repositories: what the second used was once written into the
+/// first one's manifest, and the second had none.
+#[tokio::test(start_paused = true)]
+async fn repositories_that_one_command_builds_are_remembered_apart() {
+    let backend = Arc::new(MemoryBackend::new());
+    let machine = Machine::new(&backend);
+    let (first, second) = (outputs(0, 10), outputs(100, 20));
+    for (commit, built) in [("c1", &first), ("c2", &second)] {
+        let session = machine.begin_as("one run", &machine.realm(), commit, &[]);
+        machine.build(&machine.realm(), &session, built);
+        machine.end(&session);
+    }
+    assert_eq!(machine.workers.flush(MINUTE).await, Flushed::default());
+    for (commit, built) in [("c1", &first), ("c2", &second)] {
+        let manifest = crate::worker::prefetcher::tests::support::manifest_of(&backend, commit);
+        assert_eq!(manifest.rows.len(), built.len(), "{commit}");
+    }
+    machine.close().await;
+}
+
+/// Go commands of a shell were each a session of their own, with a second of waiting for each.
+#[tokio::test(start_paused = true)]
+async fn commands_that_follow_closely_are_one_session_and_later_ones_another() {
+    let machine = Machine::new(&Arc::new(MemoryBackend::new()));
+    let opening = Opening {
+        id: "app@c1",
+        is_derived: true,
+        realm: machine.realm().id,
+        scope: SCOPE,
+        commit: "c1",
+        branch: "main",
+        default_branch: "main",
+        parents: &[],
+    };
+    let come = || {
+        let session = machine.cache.open_session(&machine.realm(), &opening);
+        session.helper_came();
+        session
+    };
+    let (first, beside) = (come(), come());
+    assert!(Arc::ptr_eq(&first, &beside));
+    machine.end(&first);
+    machine.end(&beside);
+    machine.bench.clock.advance(std::time::Duration::from_secs(5));
+    let next = come();
+    assert!(Arc::ptr_eq(&first, &next));
+    machine.end(&next);
+    machine.bench.clock.advance(std::time::Duration::from_secs(30));
+    let later = come();
+    assert!(!Arc::ptr_eq(&first, &later));
+    machine.end(&later);
+    machine.close().await;
+}
