@@ -5,7 +5,7 @@ use clap::ArgMatches;
 use super::{Failure, Outcome, USAGE, env, out};
 use crate::config::{ClientConfig, Config, Sources, raw};
 use crate::daemon::{self, Daemon, Options};
-use crate::telemetry::log::Format;
+use crate::telemetry::log::{self, Format};
 
 /// Serves until a signal. 2: configuration, 5: the store cannot be used.
 pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
@@ -15,12 +15,15 @@ pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
         // Away from the terminal and the job of whoever started us. It fails only for one who leads
         // a session already.
         let _ = rustix::process::setsid();
-        config.log.file = Some(config.client.daemon_log.clone());
+        // Without a place for a log there is still a cache.
+        let log = &config.client.daemon_log;
+        config.log.file = log::can_write(log).then(|| log.clone());
     }
     let for_people = !detached && config.log.format == Format::Text;
+    let has_tokens = !config.frontend.tokens.is_empty();
     let ready = |daemon: &Daemon| {
         if for_people {
-            next_steps(daemon).iter().for_each(|line| out::hint(line));
+            next_steps(daemon, has_tokens).iter().for_each(|line| out::hint(line));
         }
     };
     match daemon::run(config, Options { detached }, ready) {
@@ -30,7 +33,7 @@ pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
 }
 
 /// What to paste into another terminal.
-fn next_steps(daemon: &Daemon) -> Vec<String> {
+fn next_steps(daemon: &Daemon, has_tokens: bool) -> Vec<String> {
     // A path that go cannot be given is said by `larder env` and `doctor`.
     let Ok(helper) = env::gocacheprog() else { return Vec::new() };
     let program = helper.strip_suffix(" go").unwrap_or(&helper);
@@ -43,7 +46,8 @@ fn next_steps(daemon: &Daemon) -> Vec<String> {
     lines.push(format!("  {program} run -- go build ./..."));
     lines.push(format!("  export GOCACHEPROG={}; go build ./...", env::shell_word(&helper)));
     if let Some(url) = daemon.http().first() {
-        lines.push(format!("  curl -T FILE {url}/kv/NAME && curl {url}/kv/NAME"));
+        let token = if has_tokens { "-H \"Authorization: Bearer $LARDER_TOKEN\" " } else { "" };
+        lines.push(format!("  curl {token}-T FILE {url}/kv/NAME && curl {token}{url}/kv/NAME"));
     }
     lines
 }

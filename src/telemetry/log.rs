@@ -4,7 +4,7 @@
 //! Never a body, a token, or a URL with credentials.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
@@ -54,11 +54,16 @@ pub fn start(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a log can be written there.
+pub fn can_write(path: &Path) -> bool {
+    open(path).is_ok()
+}
+
 fn is_terminal() -> bool {
     std::io::IsTerminal::is_terminal(&std::io::stderr())
 }
 
-fn open(path: &PathBuf) -> std::io::Result<std::fs::File> {
+fn open(path: &Path) -> std::io::Result<std::fs::File> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }

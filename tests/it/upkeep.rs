@@ -99,6 +99,50 @@ fn a_signal_as_soon_as_the_socket_is_there_ends_a_daemon_in_order() {
     }
 }
 
+/// What stood at the socket's place was once removed, whatever it was.
+#[test]
+fn a_file_at_the_sockets_place_stays() {
+    let home = Home::new();
+    let file = home.path().join("precious");
+    std::fs::write(&file, "precious").unwrap();
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for place in [&file, &link] {
+        let place = place.to_str().unwrap();
+        for flag in ["--socket", "--listen"] {
+            let value = if flag == "--listen" { format!("unix:{place}") } else { place.to_owned() };
+            let output = home.larder(&["daemon", "--admin", "off", flag, &value]).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{flag} {place}: {output:?}");
+            assert!(said(&output).contains("is no socket"), "{output:?}");
+        }
+    }
+    assert_eq!(std::fs::read(&link).unwrap(), b"precious");
+}
+
+/// A daemon without a place for its log was once none at all.
+#[test]
+fn a_daemon_that_cannot_keep_a_log_serves_all_the_same() {
+    let home = Home::new();
+    let nowhere = home.path().join("file");
+    std::fs::write(&nowhere, "").unwrap();
+    let mut run = home.larder(&["run", "--", "true"]);
+    run.env("XDG_STATE_HOME", &nowhere).env("LARDER_LISTEN", "127.0.0.1:0");
+    let output = run.env("LARDER_ADMIN", "off").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(!said(&output).contains("cannot start"), "{output:?}");
+    let stop = home.larder(&["stop"]).output().unwrap();
+    assert_eq!(stop.status.code(), Some(0), "{stop:?}");
+}
+
+#[test]
+fn a_flush_to_an_upstream_that_the_daemon_does_not_have_says_so() {
+    let home = Home::new();
+    let _daemon = home.daemon(&[]);
+    let output = home.larder(&["flush", "--upstream", "http://127.0.0.1:9/x"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said(&output).contains("another upstream"), "{output:?}");
+}
+
 /// A daemon that was stopped once held up `flush --timeout 2s` for fifteen seconds.
 #[test]
 fn a_flush_beside_a_daemon_that_hangs_says_so_and_starts_no_other() {

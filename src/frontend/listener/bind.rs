@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub enum BindError {
         "somebody listens on {0}; if it is another larder, `larder stop` ends it; else choose another socket with --socket"
     )]
     Taken(PathBuf),
+    #[error("{0} is there and is no socket; choose another with --socket")]
+    NoSocket(PathBuf),
     #[error("{dir} belongs to user {owner}; choose another socket with --socket")]
     NotOurs { dir: PathBuf, owner: u32 },
     #[error("tls: {0}")]
@@ -105,14 +107,22 @@ fn bind_unix(path: &Path, is_shared: bool) -> Result<Listener, BindError> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(BindError::Taken(path.to_owned()));
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
+    remove_stale(path)?;
     let listener = UnixListener::bind(path).map_err(io)?;
     let mode = if is_shared { 0o666 } else { 0o600 };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io)?;
     Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+}
+
+/// A socket that nobody listens on is what a killed daemon has left. Anything else is somebody's.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let io = |source| BindError::Unix { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => std::fs::remove_file(path).map_err(io),
+        Ok(_) => Err(BindError::NoSocket(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(error)),
+    }
 }
 
 /// A directory that we make lets others through if the socket is shared. One that is there stays as
