@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
 
 use crate::cache::Cache;
 use crate::tasks::Lanes;
@@ -82,6 +83,10 @@ struct Inner {
     http: Vec<String>,
     lanes: Lanes,
     connections: AtomicUsize,
+    /// A connection has gone.
+    place: Notify,
+    /// When it was last said that accepting rests, in milliseconds of the clock.
+    rest_told_ms: AtomicU64,
     /// When the last connection was there, in milliseconds of the clock; for idle daemons.
     last_seen_ms: AtomicU64,
 }
@@ -101,6 +106,8 @@ impl Frontend {
             control,
             http,
             connections: AtomicUsize::new(0),
+            place: Notify::new(),
+            rest_told_ms: AtomicU64::new(0),
             last_seen_ms: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -118,4 +125,28 @@ impl Frontend {
         let now = u64::try_from(self.inner.cache.clock().elapsed().as_millis()).unwrap_or(u64::MAX);
         self.inner.last_seen_ms.store(now, Ordering::Relaxed);
     }
+}
+
+/// A path in the first line, a header of each kind in the next ones.
+#[cfg(fuzzing)]
+pub fn fuzz(input: &[u8]) {
+    use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE};
+    let mut lines = input.split(|byte| *byte == b'\n');
+    if let Some(path) = lines.next().and_then(|line| std::str::from_utf8(line).ok())
+        && let Ok(target) = route::route(path)
+    {
+        assert!(target.key.encode().len() <= 511, "LMDB takes no longer key");
+    }
+    let mut headers = HeaderMap::new();
+    for (name, line) in [RANGE, CONTENT_LENGTH, CACHE_CONTROL].into_iter().zip(lines) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append(name, value);
+        }
+    }
+    for len in [0, 1, 100, u64::MAX] {
+        if let request::Part::Range(range) = request::part(&headers, len) {
+            assert!(range.start < range.end && range.end <= len, "{range:?} of {len}");
+        }
+    }
+    let _ = (request::has_bad_length(&headers), request::wants_no_old(&headers));
 }

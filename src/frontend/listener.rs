@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -27,8 +28,17 @@ pub use bind::{BindError, Bound, Listener, bind, tls};
 const PREFACE_WITHIN: Duration = Duration::from_secs(10);
 /// For a request's head, and between two requests of a connection.
 const IDLE_WITHIN: Duration = Duration::from_secs(60);
-/// More connections than this are closed at once.
+/// More connections than this are not accepted before others have gone.
 const CONNECTIONS_MAX: usize = 16_384;
+/// Of the descriptors that the process may have, the store and upstream keep so many, or half of few.
+const KEPT_BACK: u64 = 512;
+/// So many come in by the socket though others have taken all places: builds, and `larder stop`.
+const PLACES_OF_USERS: usize = 32;
+/// In a crowd that takes half of the places, a connection is for one request, and idles no longer than
+/// this.
+const IDLE_IN_CROWD: Duration = Duration::from_secs(2);
+/// That accepting rests is said again after so long.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// When descriptors run out, accepting rests this long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// A request's head, and what is buffered of an answer to a slow reader.
@@ -86,7 +96,7 @@ impl Frontend {
     ) {
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = self.accept(places(), || listener.accept()) => accepted,
                 () = shutdown.wait() => return,
             };
             match accepted {
@@ -97,9 +107,33 @@ impl Frontend {
                     let Ok(stream) = stream.into_std() else { continue };
                     self.welcome_tcp(stream, peer, tls.clone(), shutdown.clone());
                 }
-                Err(error) => rest(&error).await,
+                Err(error) => self.rest(&error).await,
             }
         }
+    }
+
+    /// The next one to come, once there is a place: until then the kernel keeps those who wait.
+    async fn accept<T, F: Future<Output = io::Result<T>>>(
+        &self,
+        places: usize,
+        accept: impl Fn() -> F,
+    ) -> io::Result<T> {
+        while self.inner.connections.load(Ordering::Relaxed) >= places {
+            // One may go between the look and the wait.
+            let _ = tokio::time::timeout(ACCEPT_REST, self.inner.place.notified()).await;
+        }
+        accept().await
+    }
+
+    async fn rest(&self, error: &io::Error) {
+        let now = self.inner.cache.clock().elapsed();
+        let last = Duration::from_millis(self.inner.rest_told_ms.load(Ordering::Relaxed));
+        if last.is_zero() || now.saturating_sub(last) >= TELL_EVERY {
+            let ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1);
+            self.inner.rest_told_ms.store(ms, Ordering::Relaxed);
+            tracing::warn!(%error, "cannot accept; resting");
+        }
+        tokio::time::sleep(ACCEPT_REST).await;
     }
 
     fn welcome_tcp(
@@ -125,7 +159,7 @@ impl Frontend {
     async fn accept_unix(&self, listener: UnixListener, mut shutdown: Shutdown) {
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = self.accept(places() + PLACES_OF_USERS, || listener.accept()) => accepted,
                 () = shutdown.wait() => return,
             };
             match accepted {
@@ -137,7 +171,7 @@ impl Frontend {
                     });
                 }
                 Ok(_) => self.inner.cache.metrics().connections_refused.inc(),
-                Err(error) => rest(&error).await,
+                Err(error) => self.rest(&error).await,
             }
         }
     }
@@ -165,13 +199,8 @@ impl Frontend {
     ) where
         W: Future<Output = ()> + Send,
     {
-        let metrics = self.inner.cache.metrics();
-        if self.inner.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            self.inner.connections.fetch_sub(1, Ordering::Relaxed);
-            metrics.connections_refused.inc();
-            return;
-        }
-        metrics.connections.inc();
+        self.inner.connections.fetch_add(1, Ordering::Relaxed);
+        self.inner.cache.metrics().connections.inc();
         let guard = Connected(self.clone());
         let lane = self.inner.lanes.enter();
         let visit = Visit { peer, lane: lane.tasks.clone(), shutdown };
@@ -205,9 +234,11 @@ impl Frontend {
     {
         let Visit { peer, mut shutdown, .. } = visit;
         let service = http::Service::new(self.clone(), peer);
+        let is_crowd = self.inner.connections.load(Ordering::Relaxed) > places() / 2;
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(IDLE_WITHIN)
+            .keep_alive(!is_crowd)
+            .header_read_timeout(if is_crowd { IDLE_IN_CROWD } else { IDLE_WITHIN })
             .max_buf_size(self.buffer())
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
@@ -275,10 +306,16 @@ impl Drop for Connected {
     fn drop(&mut self) {
         self.0.seen();
         self.0.inner.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.inner.place.notify_waiters();
     }
 }
 
-async fn rest(error: &io::Error) {
-    tracing::warn!(%error, "cannot accept; resting");
-    tokio::time::sleep(ACCEPT_REST).await;
+/// How many connections may be open at once.
+fn places() -> usize {
+    static PLACES: OnceLock<usize> = OnceLock::new();
+    *PLACES.get_or_init(|| {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let most = limit.map_or(u64::MAX, |limit| limit.saturating_sub(KEPT_BACK.min(limit / 2)));
+        usize::try_from(most).unwrap_or(usize::MAX).clamp(1, CONNECTIONS_MAX)
+    })
 }

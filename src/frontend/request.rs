@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, RANGE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, IF_RANGE, RANGE};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
@@ -72,8 +72,12 @@ pub(super) enum Part {
 /// server is free to send.
 pub(super) fn part(headers: &HeaderMap, len: u64) -> Part {
     let Some(header) = headers.get(RANGE) else { return Part::Whole };
-    let Some(spec) = header.to_str().ok().and_then(|text| text.trim().strip_prefix("bytes="))
-    else {
+    // Nothing here has a validator that could match one: then the standard wants the whole.
+    if headers.contains_key(IF_RANGE) {
+        return Part::Whole;
+    }
+    let split = header.to_str().ok().and_then(|text| text.trim().split_once('='));
+    let Some((_, spec)) = split.filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes")) else {
         return Part::Malformed;
     };
     if spec.contains(',') {
@@ -94,6 +98,7 @@ pub(super) fn part(headers: &HeaderMap, len: u64) -> Part {
             Part::Range(len.saturating_sub(last)..len)
         }
         (Some(from), Some(to), ..) if from > to => Part::Malformed,
+        (Some(_), None, _, false) => Part::Malformed,
         (Some(_), ..) | (None, Some(_), true, _) => Part::Unsatisfiable,
         _ => Part::Malformed,
     }
@@ -121,6 +126,9 @@ mod tests {
             ("bytes=+1-2", Part::Malformed),
             ("lines=1-2", Part::Malformed),
             ("bytes 1-2", Part::Malformed),
+            ("bytes=0-0-0", Part::Malformed),
+            ("bytes=0-1;x", Part::Malformed),
+            ("BYTES=10-19", Part::Range(10..20)),
         ];
         for (text, expected) in cases {
             let mut headers = HeaderMap::new();

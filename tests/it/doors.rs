@@ -217,3 +217,39 @@ fn each_protocol_uses_the_upstream_that_its_settings_name() {
     assert!(first.object(&ac(1)).is_some() && second.object(&ac(1)).is_none());
     assert_eq!(daemon.get("/kv/tool/a").body, b"opaque");
 }
+
+/// Connections once took the descriptors that the store needs, and idle ones kept all others out.
+#[test]
+fn with_few_descriptors_everybody_has_an_answer_sooner_or_later() {
+    let home = Home::new();
+    let daemon = home.daemon_with(&[], |command| {
+        // The shell lowers its own limit and becomes the daemon.
+        let words: Vec<String> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| format!("'{}'", word.to_str().unwrap()))
+            .collect();
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.arg("-c").arg(format!("ulimit -n 64; exec {}", words.join(" ")));
+        shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.current_dir(home.path()).stdin(std::process::Stdio::null());
+        *command = shell;
+    });
+    // Each has sent a request and does not hang up.
+    let mut all: Vec<TcpStream> = (0..300)
+        .map(|n| {
+            let mut stream = TcpStream::connect(daemon.addr()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let head =
+                format!("PUT /kv/{n} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx");
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    for (n, stream) in all.iter_mut().enumerate() {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap_or_else(|error| panic!("{n}: {error}"));
+        assert_eq!(&answer, b"HTTP/1.1 201", "{n}");
+    }
+    let stats = daemon.stats();
+    assert_eq!(stats["disk"]["faults"], 0, "{}", home.log());
+}
