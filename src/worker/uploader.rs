@@ -250,12 +250,14 @@ impl Uploader {
 
     fn publish(&self) {
         let is_open = |lane: &Lane| !lane.is_empty() || !lane.is_caught_up;
-        // What an upstream that takes no writes is owed can wait for nothing.
+        // What an upstream that takes no writes, or not ours, is owed can wait for nothing.
+        let is_refusing =
+            |lane: &Lane| lane.health.is_read_only() || lane.health.is_denying(lane.len());
         let has_work = !self.journal.is_caught_up()
             || self
                 .lanes
                 .iter()
-                .any(|lane| lane.attempts() > 0 || is_open(lane) && !lane.health.is_read_only());
+                .any(|lane| lane.attempts() > 0 || is_open(lane) && !is_refusing(lane));
         let told = |lane: &Lane| {
             let error = lane.health.last_error().filter(|_| is_open(lane))?;
             let upstream = self.cache.metrics().upstream(&lane.upstream);

@@ -130,6 +130,8 @@ pub(super) struct Health {
     /// Counts setbacks: attempts that began before one say nothing new about upstream.
     epoch: u64,
     is_read_only: bool,
+    /// Uploads that were denied, one after the other.
+    denied: u32,
     /// The kind of trouble that was told, and its words.
     trouble: Option<std::mem::Discriminant<BackendError>>,
     last_error: Option<String>,
@@ -144,6 +146,7 @@ impl Health {
             in_a_row: 0,
             epoch: 0,
             is_read_only: false,
+            denied: 0,
             trouble: None,
             last_error: None,
         }
@@ -155,6 +158,11 @@ impl Health {
 
     pub(super) const fn is_read_only(&self) -> bool {
         self.is_read_only
+    }
+
+    /// Whether nothing that was tried since somebody asked for it was permitted; `jobs` are owed.
+    pub(super) fn is_denying(&self, jobs: usize) -> bool {
+        self.denied > 0 && self.denied as usize >= jobs.min(IN_A_ROW as usize)
     }
 
     pub(super) fn last_error(&self) -> Option<&str> {
@@ -171,6 +179,7 @@ impl Health {
             self.epoch += 1;
         }
         self.in_a_row = 0;
+        self.denied = 0;
         self.until = None;
         self.is_read_only = false;
         self.last_error = None;
@@ -181,6 +190,8 @@ impl Health {
     /// An attempt that began in `epoch` failed.
     pub(super) fn failure(&mut self, error: &BackendError, epoch: u64, now: Instant) -> News {
         let blame = blame(error);
+        let is_denied = matches!(error, BackendError::Denied(_));
+        self.denied = if is_denied { self.denied.saturating_add(1) } else { 0 };
         self.last_error = Some(error.to_string());
         if blame == Blame::Entry {
             self.in_a_row += 1;
@@ -209,6 +220,7 @@ impl Health {
     pub(super) const fn try_now(&mut self) {
         self.until = None;
         self.is_read_only = false;
+        self.denied = 0;
         self.backoff.reset();
     }
 }

@@ -119,6 +119,10 @@ impl Lane {
         self.jobs.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
     /// Attempts under way.
     pub(super) const fn attempts(&self) -> usize {
         self.attempts
