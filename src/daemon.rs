@@ -304,6 +304,8 @@ impl Daemon {
 struct Signals {
     terminate: Option<Signal>,
     interrupt: Option<Signal>,
+    /// The terminal is closed.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -312,6 +314,7 @@ impl Signals {
         Self {
             terminate: listen(SignalKind::terminate()),
             interrupt: listen(SignalKind::interrupt()),
+            hang_up: listen(SignalKind::hangup()),
         }
     }
 
@@ -324,6 +327,7 @@ impl Signals {
         tokio::select! {
             _ = next(&mut self.terminate) => "SIGTERM",
             _ = next(&mut self.interrupt) => "SIGINT",
+            _ = next(&mut self.hang_up) => "SIGHUP",
         }
     }
 }

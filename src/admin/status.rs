@@ -187,7 +187,8 @@ fn show_session(cache: &Cache, s: &Session) -> Value {
         "hits_upstream": s.hits_upstream.get(),
         "misses": s.misses.get(),
         "puts": s.puts.get(),
-        "bytes_in": s.bytes_in.get(),
+        // What was fetched ahead came over the network too.
+        "bytes_in": s.bytes_in.get() + forecast(|f| &f.fetched_bytes),
         "saved_s": s.saved_ms.get() as f64 / 1e3,
         "waited_s": s.waited_ms.get() as f64 / 1e3,
         "branch": &*s.branch,

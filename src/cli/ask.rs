@@ -88,7 +88,7 @@ fn answer_within(within: Duration) -> Duration {
 
 fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Failure> {
     let timeout_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-    let request = json!({ "op": "flush", "timeout_ms": timeout_ms });
+    let request = json!({ "op": "flush", "timeout_ms": timeout_ms, "upstream": config.upstream });
     let mut progress = out::Progress::new();
     let mut told = String::new();
     link::question(config, &request, within.saturating_add(answer_within(within)), &mut |reply| {

@@ -33,6 +33,10 @@ impl Controls {
     }
 
     async fn flush(&self, request: &Value, progress: &(dyn Fn(Value) + Send + Sync)) -> Value {
+        let realms = self.sources.cache.realms();
+        if request["upstream"].as_str().is_some_and(|url| !realms.has_upstream(url)) {
+            return json!({"error": prefetch::OTHER_UPSTREAM});
+        }
         let within = request["timeout_ms"].as_u64().map_or(FLUSH_DEFAULT, Duration::from_millis);
         let flushing = self.sources.workers.flush(within);
         tokio::pin!(flushing);

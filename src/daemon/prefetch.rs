@@ -84,6 +84,10 @@ fn aim(cache: &Cache, request: &Value) -> Result<(Arc<Realm>, Aim), String> {
     Ok((realm, aim))
 }
 
+/// What is said to whoever names an upstream that the daemon does not have.
+pub(super) const OTHER_UPSTREAM: &str =
+    "the daemon that runs was started with another upstream; `larder stop` ends it";
+
 /// Why nothing can ever be known, if so.
 fn why_never(cache: &Cache, realm: &Realm, request: &Value) -> Option<&'static str> {
     if realm.upstream.is_some() {
@@ -92,7 +96,7 @@ fn why_never(cache: &Cache, realm: &Realm, request: &Value) -> Option<&'static s
     let is_other =
         request["upstream"].as_str().is_some_and(|url| !cache.realms().has_upstream(url));
     Some(if is_other {
-        "the daemon that runs was started with another upstream; `larder stop` ends it"
+        OTHER_UPSTREAM
     } else {
         "there is no central cache; name one with --upstream"
     })
