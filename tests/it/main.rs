@@ -19,6 +19,7 @@ mod doors;
 mod eviction;
 mod full;
 mod helper;
+mod model;
 mod outage;
 mod prefetch;
 mod proxy;
