@@ -1,6 +1,6 @@
 //! Sessions: the requests of one build, counted together, and the clock that bounds its waiting.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -14,14 +14,10 @@ use crate::manifest::ROWS_MAX;
 use crate::telemetry::metrics::{Counter, Gauge};
 use crate::units::{Clock, Timestamp};
 use crate::wire::go::Report;
-use tokio::sync::Notify;
 
-/// Sessions that are remembered; the oldest ended ones give way.
-const SESSIONS_MAX: usize = 128;
+mod all;
 
-/// What a build used stays this long after its last helper has left, though room is needed: `go list
-/// -export` prints paths for others to read.
-const LINGER: Duration = Duration::from_secs(300);
+pub use all::{Opening, Sessions};
 
 /// Commands of one scope and commit that follow each other so closely are one session.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(10);
@@ -286,153 +282,5 @@ impl Session {
 
     pub fn is_live(&self) -> bool {
         self.left.get() < self.helpers.get()
-    }
-}
-
-/// The sessions of a daemon.
-#[derive(Debug)]
-pub struct Sessions {
-    list: Mutex<VecDeque<Arc<Session>>>,
-    /// A session has ended, or somebody wants its manifest.
-    news: Notify,
-    clock: Clock,
-}
-
-/// What a helper says of the session that it belongs to.
-#[derive(Clone, Copy, Debug)]
-pub struct Opening<'a> {
-    pub id: &'a str,
-    /// Nobody has named the session: what does not follow closely is another one.
-    pub is_derived: bool,
-    pub realm: RealmId,
-    pub scope: &'a str,
-    pub commit: &'a str,
-    pub branch: &'a str,
-    pub default_branch: &'a str,
-    /// Empty: not known yet.
-    pub parents: &'a [String],
-}
-
-impl Sessions {
-    pub fn new(clock: Clock) -> Self {
-        Self { list: Mutex::default(), news: Notify::new(), clock }
-    }
-
-    /// The session with this id and realm, begun if it is new, with a forecast if there may be one.
-    pub fn open(
-        &self,
-        opening: &Opening<'_>,
-        forecast: impl FnOnce() -> Option<Arc<Forecast>>,
-    ) -> Arc<Session> {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        // A command may build several repositories, one after the other: each is remembered apart.
-        let now_s = self.clock.now().seconds();
-        let same = |s: &&Arc<Session>| {
-            *s.id == *opening.id
-                && !(opening.is_derived && s.is_long_over(now_s))
-                && s.realm == opening.realm
-                && *s.scope == *opening.scope
-                && *s.commit == *opening.commit
-        };
-        if let Some(found) = list.iter().rev().find(same) {
-            found.parents_are(opening.parents);
-            return found.clone();
-        }
-        if list.len() >= SESSIONS_MAX {
-            // One that goes on is still counted on, and what is not written down would be lost.
-            let is_over = |session: &Arc<Session>| !session.is_live();
-            let is_written = |session: &Arc<Session>| is_over(session) && !session.is_owing();
-            let oldest = list.iter().position(is_written).or(list.iter().position(is_over));
-            if let Some(oldest) = oldest {
-                list.remove(oldest);
-            }
-        }
-        let session = Arc::new(Session {
-            id: opening.id.into(),
-            realm: opening.realm,
-            scope: opening.scope.into(),
-            commit: opening.commit.into(),
-            branch: opening.branch.into(),
-            default_branch: opening.default_branch.into(),
-            parents: OnceLock::new(),
-            started: self.clock.now(),
-            ended: Gauge::default(),
-            helpers: Counter::default(),
-            left: Counter::default(),
-            hits_near: Counter::default(),
-            hits_upstream: Counter::default(),
-            misses: Counter::default(),
-            misses_policy: Counter::default(),
-            puts: Counter::default(),
-            bytes_in: Counter::default(),
-            saved_ms: Counter::default(),
-            waited_ms: Counter::default(),
-            forecast: forecast(),
-            questions: Mutex::default(),
-            log: Mutex::default(),
-            writes: AtomicBool::new(true),
-            processors: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-            clock: self.clock.clone(),
-        });
-        session.parents_are(opening.parents);
-        list.push_back(session.clone());
-        session
-    }
-
-    pub fn list(&self) -> Vec<Arc<Session>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
-
-    /// Wakes whoever writes manifests.
-    pub fn tell(&self) {
-        self.news.notify_one();
-    }
-
-    pub async fn told(&self) {
-        self.news.notified().await;
-    }
-
-    /// Since when the builds have been using entries that go on now. None: none goes on.
-    pub fn live_since(&self) -> Option<Timestamp> {
-        let now = self.clock.now();
-        let lately = now.seconds().saturating_sub(LINGER.as_secs());
-        let is_in_use = |session: &&Arc<Session>| {
-            session.is_live() || session.ended.get().max(session.started.seconds()) >= lately
-        };
-        let list = self.list();
-        // The clock may have been set back since.
-        list.iter().filter(is_in_use).map(|session| session.started.min(now)).min()
-    }
-
-    pub fn any_live(&self) -> bool {
-        self.list().iter().any(|session| session.is_live())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parents_are_known_from_whichever_helper_says_them_first() {
-        let sessions = Sessions::new(Clock::manual(Timestamp(0)));
-        let ids = ["a".to_owned(), "b".to_owned()];
-        let opening = Opening {
-            id: "s",
-            is_derived: false,
-            realm: RealmId([1; 16]),
-            scope: "app",
-            commit: "c",
-            branch: "feature",
-            default_branch: "main",
-            parents: &[],
-        };
-        let session = sessions.open(&opening, || None);
-        assert_eq!((&*session.branch, &*session.default_branch), ("feature", "main"));
-        assert_eq!(session.parents.get(), None);
-        sessions.open(&Opening { parents: &ids, ..opening }, || None);
-        session.parents_are(&ids[..1]);
-        let known: Vec<&str> = session.parents.get().unwrap().iter().map(|id| &**id).collect();
-        assert_eq!(known, ids);
     }
 }
