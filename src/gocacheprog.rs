@@ -42,6 +42,8 @@ use answers::{Answers, Input};
 use bodies::{Arrived, Shelves};
 use parents::Parents;
 use places::{Places, Refuge, Sharing};
+#[cfg(fuzzing)]
+pub use protocol::fuzz;
 use protocol::{Command, ProtocolError, Requests};
 use questions::{Link, Questions, Unacked};
 pub use stdio::Stdio;

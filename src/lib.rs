@@ -67,3 +67,6 @@ pub mod config;
 pub mod daemon;
 
 pub mod cli;
+
+#[cfg(fuzzing)]
+pub mod fuzzing;

@@ -259,5 +259,21 @@ fn id32(text: &[u8]) -> Option<[u8; 32]> {
     if len == 32 { out.first_chunk().copied() } else { None }
 }
 
+/// Reads what go might write, to its end.
+#[cfg(fuzzing)]
+pub fn fuzz(input: &[u8]) {
+    let mut requests = Requests::new(input);
+    while let Ok(Some(request)) = requests.next() {
+        let mut len = 0;
+        let mut sink = |piece: &[u8]| len += piece.len() as u64;
+        let Command::Put { size, .. } = request.command else { continue };
+        match requests.body(size, &mut sink) {
+            Ok(Ok(())) => assert_eq!(len, size),
+            Ok(Err(_)) => {}
+            Err(_) => return,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

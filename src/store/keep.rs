@@ -206,17 +206,26 @@ impl Store {
 
     /// Removes an entry: its row, a mark in the log, and the file if it had one.
     pub fn remove(&self, key: &Key) -> bool {
-        let Some(row) = self.find(key) else { return false };
-        self.remove_row(key, &row);
-        true
+        self.remove_if(key, |_| true)
     }
 
-    pub(super) fn remove_row(&self, key: &Key, row: &Row) {
+    /// The same if it is so of the entry, wherever it has been moved meanwhile to make room.
+    pub(super) fn remove_if(&self, key: &Key, is_meant: impl Fn(&Row) -> bool) -> bool {
+        while let Some(row) = self.find(key).filter(&is_meant) {
+            if self.remove_row(key, &row) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// False if another row stands there by now: it was put anew, moved or removed.
+    pub(super) fn remove_row(&self, key: &Key, row: &Row) -> bool {
         let encoded = key.encode();
         let removed = self.inner.tail.begin().and_then(|mut change| {
-            // Put anew, moved or removed since `row` was read: not ours to remove.
+            // Not ours to remove.
             if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
-                return Ok(());
+                return Ok(false);
             }
             if row.place == Place::File {
                 self.unlink(row);
@@ -226,11 +235,13 @@ impl Store {
             // must go from the index all the same.
             let marked = change.append(&mark);
             change.remove(encoded.clone(), Some(row.at));
-            marked.map(drop)
+            marked.map(|_| true)
         });
-        if let Err(error) = removed {
+        // What could not be marked is gone from the index all the same, or the store is failing.
+        removed.unwrap_or_else(|error| {
             self.fault("write a removal", &error);
-        }
+            true
+        })
     }
 
     pub(super) fn unlink(&self, row: &Row) {

@@ -76,6 +76,8 @@ const ROW_LEN: usize = 84;
 const ROW_FILE_LEN: usize = ROW_LEN + 32;
 /// No header that is kept is longer; what is longer is not kept.
 const HEADER_VALUE_MAX: usize = 1024;
+/// No more headers are kept.
+const HEADERS_MAX: usize = 8;
 
 impl Row {
     pub fn encode(&self) -> Vec<u8> {
@@ -167,10 +169,10 @@ impl EntryMeta {
             .headers
             .iter()
             .filter(|(name, value)| name.len() < 256 && value.len() <= HEADER_VALUE_MAX)
-            .take(8)
+            .take(HEADERS_MAX)
             .collect();
         let mut out = Vec::with_capacity(96);
-        let count = u8::try_from(headers.len()).expect("at most eight are taken");
+        let count = u8::try_from(headers.len()).expect("few are taken");
         out.extend_from_slice(&[
             self.place as u8,
             meta.class as u8,
@@ -198,7 +200,7 @@ impl EntryMeta {
         let place = Place::from_u8(cursor.u8()?)?;
         let class = Class::from_u8(cursor.u8()?);
         let owed = cursor.u8()? & 1 != 0;
-        let count = cursor.u8()?;
+        let count = cursor.u8().filter(|count| usize::from(*count) <= HEADERS_MAX)?;
         let mut meta =
             Meta::new(Digest(cursor.take()?), cursor.u64()?, Timestamp(cursor.u64()?), class);
         meta.cost_ms = cursor.u32()?;
@@ -207,8 +209,9 @@ impl EntryMeta {
         meta.writer = cursor.short()?;
         for _ in 0..count {
             let name = cursor.short()?;
-            let len = u16::from_le_bytes(cursor.take()?);
-            meta.headers.push((name, cursor.text(usize::from(len))?));
+            let len = usize::from(u16::from_le_bytes(cursor.take()?));
+            let value = cursor.text(len).filter(|_| len <= HEADER_VALUE_MAX)?;
+            meta.headers.push((name, value));
         }
         let whole = cursor.0.is_empty();
         whole.then_some(Self { meta, place, owed: owed.then_some(realm) })
@@ -277,6 +280,19 @@ mod tests {
             meta.headers = headers.into_iter().map(|(n, v)| (n.into(), v.into())).collect();
             meta
         }
+    }
+
+    /// Found by fuzzing: what no writer writes was read, and written again as less.
+    #[test]
+    fn more_headers_than_are_kept_are_not_read() {
+        let mut meta = Meta::new(Digest::EMPTY, 0, Timestamp(0), Class::Other);
+        meta.headers = vec![("a".into(), "b".into()); HEADERS_MAX];
+        let entry = EntryMeta { meta, place: Place::Inline, owed: None };
+        let mut bytes = entry.encode();
+        assert_eq!(EntryMeta::decode(&bytes), Some(entry));
+        bytes[3] += 1;
+        bytes.extend_from_slice(&[0, 0, 0]);
+        assert_eq!(EntryMeta::decode(&bytes), None);
     }
 
     proptest! {

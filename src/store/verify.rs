@@ -85,20 +85,20 @@ impl Store {
     pub fn purge(&self, what: &Purge) -> u64 {
         let now = seconds(self.inner.clock.now());
         let mut removed = 0;
-        self.each(|store, key, row| {
-            let stored = seconds(row.stored);
-            let old = what
-                .older_than
-                .is_none_or(|age| u64::from(now.saturating_sub(stored)) >= age.as_secs());
-            // Content belongs to no realm: it goes when nothing is asked of the realm.
-            let realm = what.realm.is_none_or(|realm| key.realm == realm);
-            let writer = what.writer.as_ref().is_none_or(|writer| {
-                store.entry_meta(key, row).is_some_and(|e| *e.meta.writer == **writer)
-            });
-            if old && realm && writer {
-                store.remove_row(key, row);
-                removed += 1;
-            }
+        self.each(|store, key, _| {
+            let is_meant = |row: &Row| {
+                let stored = seconds(row.stored);
+                let old = what
+                    .older_than
+                    .is_none_or(|age| u64::from(now.saturating_sub(stored)) >= age.as_secs());
+                // Content belongs to no realm: it goes when nothing is asked of the realm.
+                let realm = what.realm.is_none_or(|realm| key.realm == realm);
+                let writer = what.writer.as_ref().is_none_or(|writer| {
+                    store.entry_meta(key, row).is_some_and(|e| *e.meta.writer == **writer)
+                });
+                old && realm && writer
+            };
+            removed += u64::from(store.remove_if(key, is_meant));
         });
         removed
     }

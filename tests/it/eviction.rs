@@ -30,7 +30,9 @@ fn fill(home: &Home, round: u64) -> Vec<Vec<u8>> {
     let config = Config { dir: home.store(), disk: size(1 << 30), floor: size(0) };
     let mut bodies = Vec::new();
     for segment in 0..3 {
-        let store = Store::open(&config, clock.clone(), Arc::default()).unwrap();
+        // A child that another test is just starting may hold the lock for a moment.
+        let open = || Store::open(&config, clock.clone(), Arc::default()).ok();
+        let store = wait_for("the store", open);
         for n in 0..60 {
             let len = if n % 8 == 0 { 150_000 } else { 30_000 };
             let body = noise(round << 32 | segment << 16 | n, len);

@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("daemon", "config admin frontend worker cache store backend entry wire tasks telemetry units"),
     ("cli", "daemon config client gocacheprog gocache git store entry wire tasks telemetry units"),
     ("main", "cli"),
+    ("fuzzing", "config gocacheprog frontend manifest store entry wire"),
 ];
 
 /// Longest file and function that pass without a question.

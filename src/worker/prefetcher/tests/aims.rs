@@ -92,6 +92,11 @@ async fn what_is_on_its_way_from_main_is_not_asked_for_in_the_own_namespace() {
     backend.fault_always(Fault::Delay(slow));
     assert!(!p.cache.flights().is_empty(), "nothing is on its way");
     for output in &built {
+        // Whether it is waited for is policy's business.
+        p.get(&pr, Some(&session), output).await;
+    }
+    p.settled(&session).await;
+    for output in &built {
         assert!(p.get(&pr, Some(&session), output).await);
     }
     let own = |action| pr.name_of(&crate::entry::Key::go(pr.id, action));

@@ -1,0 +1,4 @@
+//! Frames between helper and daemon, the hello among them: no input may panic, hang, or take more room than its limit.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| larder::fuzzing::wire(input));
