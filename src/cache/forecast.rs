@@ -216,6 +216,11 @@ impl Forecast {
         self.listed()?.get(action).map(act)
     }
 
+    /// Nobody asks it any more; what it has counted stays.
+    pub fn release(&self) {
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     pub fn nothing(&self) {
         self.phase.send_replace(Phase::Nothing);
         self.finish();

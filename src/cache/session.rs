@@ -280,6 +280,15 @@ impl Session {
         !self.is_live() && self.ended.get() + FOLLOWS_WITHIN.as_secs() < now_s
     }
 
+    /// Lets go of what was used, once that is written down and nobody is there: what counts stays.
+    fn release(&self) {
+        *self.log() = Log::default();
+        *self.questions() = Questions::default();
+        if let Some(forecast) = &self.forecast {
+            forecast.release();
+        }
+    }
+
     pub fn is_live(&self) -> bool {
         self.left.get() < self.helpers.get()
     }

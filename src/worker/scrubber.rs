@@ -31,6 +31,7 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
         if spool.has_news(changed, cache.clock().now().seconds()) {
             adopt(&cache, &desk).await;
         }
+        cache.sessions().release_old();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             sweep(&cache, &desk, directory).await;

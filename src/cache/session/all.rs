@@ -135,6 +135,15 @@ impl Sessions {
         list.iter().filter(is_in_use).map(|session| session.started.min(now)).min()
     }
 
+    /// Lets go of the memory of sessions that are long over and written down.
+    pub fn release_old(&self) {
+        let before = self.clock.now().seconds().saturating_sub(LINGER.as_secs());
+        let is_old = |session: &&Arc<Session>| {
+            !session.is_live() && session.ended.get() < before && !session.is_owing()
+        };
+        self.list().iter().filter(is_old).for_each(|session| session.release());
+    }
+
     pub fn any_live(&self) -> bool {
         self.list().iter().any(|session| session.is_live())
     }
@@ -143,6 +152,32 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A daemon that has seen many builds kept a log of each.
+    #[test]
+    fn what_a_session_used_is_let_go_once_it_is_written_and_over() {
+        let clock = Clock::manual(Timestamp::from_seconds(1_000_000));
+        let sessions = Sessions::new(clock.clone());
+        let opening = Opening {
+            id: "s",
+            is_derived: false,
+            realm: RealmId([1; 16]),
+            scope: "",
+            commit: "",
+            branch: "",
+            default_branch: "",
+            parents: &[],
+        };
+        let session = sessions.open(&opening, || None);
+        session.helper_came();
+        session.used(crate::entry::Digest([7; 32]));
+        session.helper_left(clock.now());
+        sessions.release_old();
+        assert!(session.unwritten().is_some(), "it may go on");
+        clock.advance(LINGER + Duration::from_secs(1));
+        sessions.release_old();
+        assert!(session.unwritten().is_none());
+    }
 
     #[test]
     fn parents_are_known_from_whichever_helper_says_them_first() {
