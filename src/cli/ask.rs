@@ -1,6 +1,8 @@
 //! `larder stats`, `stop` and `flush`: questions to the daemon. 4: there is none.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -91,10 +93,17 @@ fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Fai
     let request = json!({ "op": "flush", "timeout_ms": timeout_ms, "upstream": config.upstream });
     let mut progress = out::Progress::new();
     let mut told = String::new();
+    let interrupted = interruptions();
     link::question(config, &request, within.saturating_add(answer_within(within)), &mut |reply| {
         let Some(left) = reply["progress"]["left"].as_u64().filter(|left| *left > 0) else {
             return;
         };
+        let signal = interrupted.load(Ordering::Relaxed);
+        if signal > 0 {
+            let left = show_count(left);
+            out::say(&format!("interrupted; {left} uploads are owed, and the daemon goes on"));
+            std::process::exit(i32::try_from(128 + signal).unwrap_or(1));
+        }
         let trouble = reply["progress"]["why"].as_str();
         let why = trouble.map(|why| format!(": {why}")).unwrap_or_default();
         let line = format!("{} uploads to go{why}", show_count(left));
@@ -105,6 +114,17 @@ fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Fai
             told = why;
         }
     })
+}
+
+/// The number of the signal that has come, or zero: who waits is told what is left before the end.
+fn interruptions() -> Arc<AtomicUsize> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let heard = Arc::new(AtomicUsize::new(0));
+    for (signal, number) in [(SIGHUP, 1), (SIGINT, 2), (SIGTERM, 15)] {
+        // An error: then it ends us without a word.
+        let _ = signal_hook::flag::register_usize(signal, heard.clone(), number);
+    }
+    heard
 }
 
 /// Starts a daemon on the store if it owes something.

@@ -1,9 +1,11 @@
 //! `verify`, `purge`, `flush` and `doctor` beside a daemon: what was named is what is meant.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::process::{Output, Stdio};
 
 use crate::harness::Home;
+use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::wait_for;
 
 /// What a command printed, both streams.
@@ -97,6 +99,25 @@ fn a_signal_as_soon_as_the_socket_is_there_ends_a_daemon_in_order() {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert_eq!(daemon.wait().unwrap().code(), Some(0));
     }
+}
+
+/// Ctrl-C once ended it without a word of what is left.
+#[test]
+fn an_interrupted_flush_says_what_is_left() {
+    let central = CacheServer::start();
+    let home = Home::new();
+    let daemon = home.daemon(&["--upstream", &central.url()]);
+    central.set_fault(Fault::Status(507));
+    daemon.put("/kv/a", b"owed");
+    let mut flush = home.larder(&["flush"]);
+    let mut flush = flush.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(flush.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("1 uploads to go")), "it waits, and says why");
+    let pid = rustix::process::Pid::from_child(&flush);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(lines.any(|line| line.contains("interrupted; 1 uploads are owed")));
+    assert_eq!(flush.wait().unwrap().code(), Some(130));
+    drop(daemon);
 }
 
 /// What stood at the socket's place was once removed, whatever it was.

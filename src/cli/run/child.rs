@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::NOT_STARTED;
-use crate::cli::Failure;
+use crate::cli::{Failure, out};
 use crate::tasks;
 
 /// What we outlive while the command runs, to tell how it ended; and whether it is passed on.
@@ -96,7 +96,12 @@ impl Bell {
                     let _ = rustix::process::kill_process(pid, self.signal);
                 }
                 To::Command(_) => {}
-                To::Ourselves => std::process::exit(128 + self.signal.as_raw()),
+                To::Ourselves => {
+                    out::say(
+                        "interrupted; what is owed stays owed, and the daemon goes on with it",
+                    );
+                    std::process::exit(128 + self.signal.as_raw());
+                }
             }
         }
     }
