@@ -19,7 +19,7 @@ use crate::daemon::control::Controls;
 use crate::frontend::listener::{self, BindError};
 use crate::frontend::{Control, Frontend};
 use crate::store::{OpenError, Store};
-use crate::tasks::Tasks;
+use crate::tasks::{self, Tasks};
 use crate::telemetry::{Metrics, log};
 use crate::units::{Clock, show_count};
 use crate::worker::Workers;
@@ -310,7 +310,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> Self {
-        let listen = |kind| signal(kind).ok();
+        let listen = |kind: SignalKind| {
+            let is_ours = !tasks::is_ignored(kind.as_raw_value());
+            is_ours.then(|| signal(kind).ok()).flatten()
+        };
         Self {
             terminate: listen(SignalKind::terminate()),
             interrupt: listen(SignalKind::interrupt()),

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -136,8 +136,10 @@ struct Inner {
     fresh_since: u32,
     touches: Mutex<Touches>,
     open_segments: Mutex<HashMap<u32, Arc<File>>>,
-    committer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    committer: Mutex<Option<std::thread::JoinHandle<bool>>>,
     nonce: String,
+    /// Looks into the index that failed: what was not found then may be there.
+    index_faults: AtomicU64,
     /// Held as long as the store is open.
     lock: File,
 }
@@ -187,6 +189,7 @@ impl Store {
                 touches: Mutex::default(),
                 open_segments: Mutex::default(),
                 committer: Mutex::default(),
+                index_faults: AtomicU64::new(0),
                 lock,
             }),
         };
@@ -210,9 +213,13 @@ impl Store {
         let handle = self.inner.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handle) = handle {
             // A panic there was reported by the thread itself; the segments have everything.
-            let _ = handle.join();
+            let is_whole = handle.join().unwrap_or(false);
             // Without the note the index is read through at the next start.
-            let _ = trust::note_closed(&self.inner.layout);
+            if is_whole {
+                let _ = trust::note_closed(&self.inner.layout);
+            } else {
+                trust::note_nothing(&self.inner.layout);
+            }
         }
     }
 

@@ -241,6 +241,15 @@ impl Drop for Lane {
     }
 }
 
+/// Whether our starter wants this signal ignored, as `nohup` does: then it is not ours to hear, and
+/// what we start inherits that. Where there is no /proc, none is taken to be.
+pub fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
 /// Starts a thread with a name. Its owner joins it, or says why not.
 #[expect(clippy::disallowed_methods, reason = "the one place that starts threads")]
 pub fn thread<T: Send + 'static>(

@@ -110,6 +110,8 @@ pub struct Forecast {
     listed: RwLock<Option<Arc<HashMap<Digest, Listed>>>>,
     /// Bytes of the plan that are here.
     pub arrived_bytes: AtomicU64,
+    /// And those that will not come: nobody waits behind them.
+    pub skipped_bytes: AtomicU64,
     pub fetched: AtomicU64,
     /// Of the frames that were fetched and kept.
     pub fetched_bytes: AtomicU64,
@@ -137,6 +139,7 @@ impl Forecast {
             parents: watch::Sender::new(None),
             listed: RwLock::default(),
             arrived_bytes: AtomicU64::new(0),
+            skipped_bytes: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
             used: AtomicU64::new(0),
@@ -204,6 +207,7 @@ impl Forecast {
         }
         *self.listed.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(listed));
         self.arrived_bytes.store(0, Ordering::Relaxed);
+        self.skipped_bytes.store(0, Ordering::Relaxed);
         self.phase.send_replace(Phase::Known);
     }
 
@@ -216,8 +220,9 @@ impl Forecast {
         self.listed()?.get(action).map(act)
     }
 
-    /// Nobody asks it any more; what it has counted stays.
+    /// Nobody asks it any more; what it has counted stays. Who comes all the same has it read again.
     pub fn release(&self) {
+        self.cut_short();
         *self.listed.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -243,7 +248,8 @@ impl Forecast {
         let ahead = entry
             .before
             .saturating_add(entry.frame_bytes)
-            .saturating_sub(self.arrived_bytes.load(Ordering::Relaxed));
+            .saturating_sub(self.arrived_bytes.load(Ordering::Relaxed))
+            .saturating_sub(self.skipped_bytes.load(Ordering::Relaxed));
         let bytes_per_ms = self.bytes_per_ms().max(bytes_per_ms);
         #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
         let eta_ms = (bytes_per_ms > 0.0).then(|| (ahead as f64 / bytes_per_ms) as u64);

@@ -284,7 +284,8 @@ impl Session {
     fn release(&self) {
         *self.log() = Log::default();
         *self.questions() = Questions::default();
-        if let Some(forecast) = &self.forecast {
+        // Another session may share it.
+        if let Some(forecast) = self.forecast.as_ref().filter(|forecast| !forecast.is_wanted()) {
             forecast.release();
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -12,6 +12,7 @@ use super::{FAILED, Failure, LEFT, Outcome, client_of, duration_of, link, out, s
 use crate::config::ClientConfig;
 use crate::store::index::Index;
 use crate::store::layout::{Layout, is_in_use};
+use crate::tasks;
 use crate::units::{ByteSize, Clock, show_count};
 
 const FLUSH_WITHIN: Duration = Duration::from_secs(600);
@@ -95,15 +96,14 @@ fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Fai
     let mut told = String::new();
     let interrupted = interruptions();
     link::question(config, &request, within.saturating_add(answer_within(within)), &mut |reply| {
-        let Some(left) = reply["progress"]["left"].as_u64().filter(|left| *left > 0) else {
-            return;
-        };
+        let left = reply["progress"]["left"].as_u64();
         let signal = interrupted.load(Ordering::Relaxed);
         if signal > 0 {
-            let left = show_count(left);
+            let left = show_count(left.unwrap_or(0));
             out::say(&format!("interrupted; {left} uploads are owed, and the daemon goes on"));
             std::process::exit(i32::try_from(128 + signal).unwrap_or(1));
         }
+        let Some(left) = left.filter(|left| *left > 0) else { return };
         let trouble = reply["progress"]["why"].as_str();
         let why = trouble.map(|why| format!(": {why}")).unwrap_or_default();
         let line = format!("{} uploads to go{why}", show_count(left));
@@ -119,9 +119,13 @@ fn flush_by_daemon(config: &ClientConfig, within: Duration) -> Result<Value, Fai
 /// The number of the signal that has come, or zero: who waits is told what is left before the end.
 fn interruptions() -> Arc<AtomicUsize> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let heard = Arc::new(AtomicUsize::new(0));
-    for (signal, number) in [(SIGHUP, 1), (SIGINT, 2), (SIGTERM, 15)] {
-        // An error: then it ends us without a word.
+    let (heard, is_second) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let ours = |(signal, _): &(i32, usize)| !tasks::is_ignored(*signal);
+    for (signal, number) in [(SIGHUP, 1), (SIGINT, 2), (SIGTERM, 15)].into_iter().filter(ours) {
+        // Whoever is not heard, because the daemon hangs, asks twice. An error: then it ends us at once.
+        let end = is_second.clone();
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, end);
+        let _ = signal_hook::flag::register(signal, is_second.clone());
         let _ = signal_hook::flag::register_usize(signal, heard.clone(), number);
     }
     heard

@@ -290,9 +290,10 @@ impl Store {
             if age < u64::from(GO_DAY_S) {
                 continue;
             }
+            let faults = self.index_faults();
             let known = crate::entry::Digest::from_hex(&name)
                 .is_some_and(|digest| self.find(&Key::content(digest)).is_some());
-            if !known {
+            if !known && self.index_faults() == faults {
                 std::fs::remove_file(entry.path())?;
                 removed += 1;
             }

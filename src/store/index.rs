@@ -274,12 +274,17 @@ impl Index {
     /// given up is opened again.
     pub fn commit(&self, ops: &[Op], covered: &Covered) -> Result<(), IndexError> {
         match self.try_commit(ops, covered) {
-            Err(error) if error.is_closed() => {
+            // The error that makes LMDB give up is the disk's.
+            Err(error) if error.is_closed() || self.is_given_up() => {
                 self.open_again()?;
                 self.try_commit(ops, covered)
             }
             other => other,
         }
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.read().is_err_and(|error| error.is_closed())
     }
 
     fn try_commit(&self, ops: &[Op], covered: &Covered) -> Result<(), IndexError> {
@@ -307,6 +312,7 @@ impl Index {
         }
         // Fails while somebody still reads, and is tried again.
         *opened = Some(Opened::to_write(&self.layout)?);
+        self.is_lost.store(false, Ordering::Relaxed);
         tracing::info!("store: the index was given up, and is open again");
         Ok(trust::note_open(&self.layout, 0)?)
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::entry::{Digest, Key};
@@ -21,10 +22,17 @@ impl Store {
         match self.inner.index.read().and_then(|reading| reading.row(key)) {
             Ok(row) => row,
             Err(error) => {
+                self.inner.index_faults.fetch_add(1, Ordering::Relaxed);
                 self.fault("read the index", &error);
                 None
             }
         }
+    }
+
+    /// Counts looks into the index that failed. Who removes what was not found compares it before and
+    /// after the look.
+    pub(super) fn index_faults(&self) -> u64 {
+        self.inner.index_faults.load(Ordering::Relaxed)
     }
 
     /// Reads and verifies what `row` says. None, counted, if it is damaged or gone.

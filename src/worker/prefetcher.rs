@@ -57,6 +57,7 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
 async fn follow(cache: Cache, forecast: Arc<Forecast>) {
     let mut shutdown = cache.tasks().shutdown_signal();
     loop {
+        let knew_parents = forecast.has_parents();
         let is_cut = tokio::select! {
             is_cut = fulfil(&cache, &forecast) => is_cut,
             () = shutdown.wait() => false,
@@ -69,7 +70,8 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>) {
         if forecast.is_wanted() && forecast.resume() {
             continue;
         }
-        let is_known = forecast.phase() != Phase::Nothing || forecast.has_parents();
+        // Parents that were named while the manifests were read may have come too late for that.
+        let is_known = forecast.phase() != Phase::Nothing || knew_parents;
         if is_known || !hears_of_parents(&forecast, &mut shutdown).await {
             return;
         }
@@ -226,7 +228,7 @@ impl Width {
 
 fn leave(forecast: &Forecast, unit: &Unit) {
     // Nobody waits behind it any more.
-    forecast.arrived_bytes.fetch_add(unit.link_bytes(), Ordering::Relaxed);
+    forecast.skipped_bytes.fetch_add(unit.link_bytes(), Ordering::Relaxed);
     unit.expected().for_each(|expected| forecast.left(&expected.row.action));
 }
 

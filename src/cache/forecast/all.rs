@@ -38,7 +38,7 @@ impl Forecasts {
         list.retain(|old| now.saturating_sub(old.made) < FRESH_FOR || old.is_wanted());
         // Who knows more of what is built may find what another did not.
         let is_less =
-            |known: &Forecast| known.phase() == Phase::Nothing && !known.aim.says_all_of(&aim);
+            |known: &Forecast| known.phase() != Phase::Known && !known.aim.says_all_of(&aim);
         let known = |known: &&Arc<Forecast>| known.aim.serves(&aim) && !is_less(known);
         if let Some(known) = list.iter().rev().find(known) {
             return known.clone();

@@ -31,7 +31,7 @@ enum To {
 pub(super) fn wait_for(command: &mut Command) -> Result<ExitStatus, Failure> {
     let heard: Vec<_> = SIGNALS
         .into_iter()
-        .filter(|(signal, _)| !is_ignored(*signal))
+        .filter(|(signal, _)| !tasks::is_ignored(signal.as_raw()))
         .filter_map(|(signal, passed_on)| Bell::hang(signal, passed_on).ok())
         .map(Arc::new)
         .collect();
@@ -112,13 +112,4 @@ fn wait_unreaped(child: &Child) {
     let id = WaitId::Pid(Pid::from_child(child));
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     let _ = rustix::io::retry_on_intr(|| rustix::process::waitid(id.clone(), options));
-}
-
-/// Whether our starter wants this signal ignored, as `nohup` does: then it is not ours to hear, and
-/// the command inherits that. Where there is no /proc, none is taken to be.
-fn is_ignored(signal: Signal) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal.as_raw() - 1) & 1 == 1
 }

@@ -67,18 +67,21 @@ impl Frontend {
              its own, apart from the one of that daemon (`larder stop` ends that daemon)"
                 .to_owned()
         });
-        let session = (hello.role == "go").then(|| self.session(hello, &realm));
-        let welcome = self.welcome(&realm, session.as_ref(), warning);
         let writes = token.is_none_or(|token| token.write);
-        if let Some(session) = session.as_ref().filter(|_| hello.read_only || !writes) {
+        let is_reading = hello.read_only || !writes;
+        let session = (hello.role == "go").then(|| self.session(hello, &realm, is_reading));
+        let welcome = self.welcome(&realm, session.as_ref(), warning);
+        if let Some(session) = session.as_ref().filter(|_| is_reading) {
             session.writes_nothing();
         }
         let sees_store = AtomicBool::new(is_local);
         Ok(Guest { hello: hello.clone(), realm, writes, is_local, sees_store, session, welcome })
     }
 
-    pub(super) fn session(&self, hello: &Hello, realm: &Arc<Realm>) -> Arc<Session> {
-        let derived = format!("{}@{}", hello.scope, hello.commit);
+    fn session(&self, hello: &Hello, realm: &Arc<Realm>, is_reading: bool) -> Arc<Session> {
+        // Who only reads must not keep another's build from being written down.
+        let reading = if is_reading { "/reading" } else { "" };
+        let derived = format!("{}@{}{reading}", hello.scope, hello.commit);
         let is_derived = hello.session.is_empty();
         let opening = Opening {
             id: if is_derived { &derived } else { &hello.session },

@@ -135,6 +135,7 @@ impl Store {
         let is_oldest =
             segment::list(&self.inner.layout.segments())?.first().is_none_or(|n| *n == number);
         let mut evicted = Evicted::default();
+        let faults = self.index_faults();
         let mut failed = None;
         let mut copied = 0;
         segment::scan(&file, 0, |offset, len, record| {
@@ -142,7 +143,7 @@ impl Store {
                 return;
             }
             let at = Position { segment: number, offset };
-            match self.keep_or_forget((needs, level), at, &record, is_oldest) {
+            match self.keep_or_forget((needs, level), at, &record, (is_oldest, faults)) {
                 Ok(ControlFlow::Continue(())) => copied += u64::from(len),
                 Ok(ControlFlow::Break(forgot)) => evicted.entries += u64::from(forgot),
                 Err(error) => failed = Some(error),
@@ -151,10 +152,12 @@ impl Store {
         if let Some(error) = failed {
             return Err(error);
         }
+        self.check_index(faults)?;
         // The copies must be safe before the originals go.
         if !self.inner.tail.flush(std::time::Duration::from_secs(30)) {
             return Err(io::Error::other("the copies could not be committed"));
         }
+        self.check_index(faults)?;
         std::fs::remove_file(&path)?;
         self.inner.tail.segment_bytes.fetch_sub(size, std::sync::atomic::Ordering::Relaxed);
         self.inner
@@ -176,7 +179,7 @@ impl Store {
         (needs, level): (&Needs, Level),
         at: Position,
         record: &Record,
-        is_oldest: bool,
+        (is_oldest, faults): (bool, u64),
     ) -> io::Result<ControlFlow<bool>> {
         let keep = match record.tag {
             Tag::Realm => true,
@@ -188,6 +191,7 @@ impl Store {
                 if !self.is_worth_keeping(needs, level, &record.key, &row) {
                     let mut change = self.inner.tail.begin()?;
                     let still = self.find_encoded(&record.key).is_some_and(|row| row.at == at);
+                    self.check_index(faults)?;
                     if still {
                         change.remove(record.key.clone(), Some(at));
                     }
@@ -202,6 +206,7 @@ impl Store {
         let mut change = self.inner.tail.begin()?;
         // Under the lock: it may have been put anew since it was looked at.
         let current = self.find_encoded(&record.key);
+        self.check_index(faults)?;
         match record.tag {
             Tag::Entry if current.is_none_or(|row| row.at != at) => {
                 return Ok(ControlFlow::Break(false));
@@ -219,6 +224,12 @@ impl Store {
             change.put(record.key.clone(), Row { at: to, len, ..row });
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// An error if a look into the index has failed since: what was not found may be there.
+    fn check_index(&self, faults: u64) -> io::Result<()> {
+        let is_sound = self.index_faults() == faults;
+        is_sound.then_some(()).ok_or_else(|| io::Error::other("the index could not be read"))
     }
 
     /// What a record says of itself, without an upload that has been done since: a replay of the copy

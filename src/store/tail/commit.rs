@@ -10,8 +10,8 @@ use crate::store::segment::Position;
 use crate::store::tail::{COMMIT_EVERY, COMMIT_OPS, RETRY_EVERY, State, Tail};
 
 impl Tail {
-    /// The committing thread's life.
-    pub(in crate::store) fn commit_until_stopped(&self) {
+    /// The committing thread's life; whether its last commit went well.
+    pub(in crate::store) fn commit_until_stopped(&self) -> bool {
         loop {
             let mut state = self.state();
             while state.pending.is_empty() && !state.stopping {
@@ -28,7 +28,7 @@ impl Tail {
             let committed = self.commit(state);
             if stopping {
                 self.done.notify_all();
-                return;
+                return committed;
             }
             if !committed {
                 let state = self.state();

@@ -150,7 +150,7 @@ fn leave(
 ) {
     // Nobody waits behind it any more.
     let bytes = parts.iter().map(|part| part.at.end - part.at.start);
-    forecast.arrived_bytes.fetch_add(bytes.fold(0, u64::saturating_add), Ordering::Relaxed);
+    forecast.skipped_bytes.fetch_add(bytes.fold(0, u64::saturating_add), Ordering::Relaxed);
     for expected in parts.into_iter().flat_map(|part| part.expected) {
         forecast.left(&expected.row.action);
         if is_gone {

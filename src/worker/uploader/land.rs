@@ -95,6 +95,9 @@ impl Uploader {
             tracing::warn!(%key, %error, "an upload is refused and given up");
             return self.give_up(at, number, Dropped::Refused);
         }
+        if matches!(error, BackendError::Denied(_)) {
+            self.lanes[at].deny(number);
+        }
         match blame(error) {
             Blame::Upstream => self.lanes[at].land(number),
             Blame::Both | Blame::Entry | Blame::Load => self.lanes[at].postpone(number, now),

@@ -70,6 +70,8 @@ pub(super) struct Lane {
     contents: BTreeMap<RealmId, BTreeSet<u64>>,
     /// Entries that are not waiting: two attempts at one could leave the older bytes upstream.
     busy: HashSet<Vec<u8>>,
+    /// Whose uploads were denied since somebody asked for all to be tried.
+    denied: HashSet<RealmId>,
     attempts: usize,
     /// Attempts that wait for their packs: they ask nothing of upstream.
     pub(super) boarded: Arc<AtomicUsize>,
@@ -86,6 +88,7 @@ impl Lane {
             jobs: BTreeMap::new(),
             contents: BTreeMap::new(),
             busy: HashSet::new(),
+            denied: HashSet::new(),
             attempts: 0,
             boarded: Arc::default(),
             is_asking: false,
@@ -119,8 +122,17 @@ impl Lane {
         self.jobs.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.jobs.len()
+    /// Upstream does not permit this upload: perhaps none of its realm.
+    pub(super) fn deny(&mut self, number: u64) {
+        if let Some(job) = self.jobs.get(&number) {
+            self.denied.insert(job.owed.realm);
+        }
+    }
+
+    /// Whether nothing that is owed is permitted, as far as was tried.
+    pub(super) fn is_denied(&self) -> bool {
+        self.health.is_denying(self.jobs.len())
+            && self.jobs.values().all(|job| self.denied.contains(&job.owed.realm))
     }
 
     /// Attempts under way.
@@ -272,6 +284,7 @@ impl Lane {
     /// Somebody waits: no pauses, and the journal is read from its beginning.
     pub(super) fn try_now(&mut self) {
         self.health.try_now();
+        self.denied.clear();
         self.cursor = 0;
         self.is_caught_up = false;
         for job in self.jobs.values_mut() {
