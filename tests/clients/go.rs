@@ -122,6 +122,12 @@ fn assert_asked(daemon: &TestDaemon, before: u64) {
     wait_for("larder to be asked", || (asked(daemon) > before).then_some(()));
 }
 
+/// Lookups that were not waited for: beside other work, building is quicker than an answer.
+fn given_up(daemon: &TestDaemon) -> u64 {
+    let stats = daemon.stats();
+    ["policy", "deadline"].map(|why| number(&stats, &["requests", "go", "miss", why])).iter().sum()
+}
+
 fn misses(daemon: &TestDaemon) -> u64 {
     let stats = daemon.stats();
     let misses = stats["requests"]["go"]["miss"].as_object().unwrap();

@@ -8,7 +8,7 @@ use larder::entry::Digest;
 use larder::entry::action::{Frame, GoEntry};
 use serde_json::Value;
 
-use super::{Machine, assert_asked, native, native_in, number, write_module};
+use super::{Machine, assert_asked, given_up, native, native_in, number, write_module};
 use crate::failing::{self, FailingDisk};
 use crate::harness::LARDER;
 use crate::support::cache_server::{CacheServer, Fault};
@@ -55,13 +55,8 @@ fn whatever_is_wrong_upstream_the_build_is_green_and_right() {
         let daemon = c.home.daemon(&["--upstream", &central.url()]);
         let (program, said) = c.build(dir.path());
         assert!(program == expected, "{what}: afterwards");
-        // Beside other work a build may wait for no answer, and that has nothing to do with faults.
-        let stats = daemon.stats();
-        let given_up = ["policy", "deadline"]
-            .map(|why| number(&stats, &["requests", "go", "miss", why]))
-            .iter()
-            .sum::<u64>();
-        assert!(given_up > 0 || said.is_empty(), "{what}: compiled afterwards: {said}");
+        let is_whole = given_up(&daemon) > 0 || said.is_empty();
+        assert!(is_whole, "{what}: compiled afterwards: {said}");
         drop(daemon);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::{Machine, number, write_module};
+use super::{Machine, given_up, number, write_module};
 use crate::harness::Home;
 use crate::support::cache_server::CacheServer;
 use crate::support::install::{self, Go};
@@ -66,7 +66,7 @@ fn a_pull_request_reads_what_main_built_and_cannot_change_it() {
     let daemon = pr.home.daemon(&flags);
     let (program, said) = pr.build(dir.path());
     assert!(program == expected);
-    assert_eq!(said, "");
+    assert!(given_up(&daemon) > 0 || said.is_empty(), "compiled: {said}");
     fs::write(
         dir.path().join("name/name.go"),
         "package name\n\nfunc Of() string { return \"evil\" }\n",
