@@ -366,7 +366,7 @@ pub const CATALOGUE: &[Row] = &[
     row("larder_upstream_breaker_opened_total", "counter", "upstream", "times the breaker opened"),
     row("larder_flights", "gauge", "", "fetches under way"),
     row("larder_connections_total", "counter", "", "connections accepted"),
-    row("larder_connections_refused_total", "counter", "", "connections refused by a limit"),
+    row("larder_connections_refused_total", "counter", "", "users turned away from the socket"),
     row("larder_tasks", "gauge", "", "tasks alive"),
     row("larder_panics_total", "counter", "", "tasks that panicked; please report any"),
 ];
