@@ -153,22 +153,23 @@ impl Sessions {
 mod tests {
     use super::*;
 
+    const OPENING: Opening<'static> = Opening {
+        id: "s",
+        is_derived: false,
+        realm: RealmId([1; 16]),
+        scope: "app",
+        commit: "c",
+        branch: "feature",
+        default_branch: "main",
+        parents: &[],
+    };
+
     /// A daemon that has seen many builds kept a log of each.
     #[test]
     fn what_a_session_used_is_let_go_once_it_is_written_and_over() {
         let clock = Clock::manual(Timestamp::from_seconds(1_000_000));
         let sessions = Sessions::new(clock.clone());
-        let opening = Opening {
-            id: "s",
-            is_derived: false,
-            realm: RealmId([1; 16]),
-            scope: "",
-            commit: "",
-            branch: "",
-            default_branch: "",
-            parents: &[],
-        };
-        let session = sessions.open(&opening, || None);
+        let session = sessions.open(&OPENING, || None);
         session.helper_came();
         session.used(crate::entry::Digest([7; 32]));
         session.helper_left(clock.now());
@@ -183,20 +184,10 @@ mod tests {
     fn parents_are_known_from_whichever_helper_says_them_first() {
         let sessions = Sessions::new(Clock::manual(Timestamp(0)));
         let ids = ["a".to_owned(), "b".to_owned()];
-        let opening = Opening {
-            id: "s",
-            is_derived: false,
-            realm: RealmId([1; 16]),
-            scope: "app",
-            commit: "c",
-            branch: "feature",
-            default_branch: "main",
-            parents: &[],
-        };
-        let session = sessions.open(&opening, || None);
+        let session = sessions.open(&OPENING, || None);
         assert_eq!((&*session.branch, &*session.default_branch), ("feature", "main"));
         assert_eq!(session.parents.get(), None);
-        sessions.open(&Opening { parents: &ids, ..opening }, || None);
+        sessions.open(&Opening { parents: &ids, ..OPENING }, || None);
         session.parents_are(&ids[..1]);
         let known: Vec<&str> = session.parents.get().unwrap().iter().map(|id| &**id).collect();
         assert_eq!(known, ids);
