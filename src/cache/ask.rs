@@ -122,7 +122,7 @@ impl Cache {
         match (&lookup, &session.forecast) {
             // What was to come has been given up: then it is asked for.
             (Lookup::Miss(Why::Fault), Some(forecast))
-                if matches!(forecast.word(action, 0.0), Known::Listed { .. }) =>
+                if matches!(forecast.word(action, 0.0, 0.0), Known::Listed { .. }) =>
             {
                 if let Some(blob) = self.local_go(realm, action).await {
                     return Lookup::Hit(blob, Found::Disk);
@@ -156,13 +156,14 @@ impl Cache {
         let upstream = upstream.unwrap_or_else(|| "".into());
         let statistics = &self.inner.statistics;
         let speed = statistics.with(&upstream, |s| {
-            let kind = self.known(realm, session, action, 0.0);
+            let kind = self.known(realm, session, action, (0.0, 0.0));
             (s.estimate((&kind).into(), now), s.speed(now), s.typical_cost_ms(now))
         });
         let Some((estimate, speed, typical)) = speed else {
             return self.ask_chain(realm, action, FETCH_WAIT).await;
         };
-        let known = self.known(realm, session, action, estimate.bandwidth_bytes_per_ms);
+        let link = (estimate.latency_ms, estimate.bandwidth_bytes_per_ms);
+        let known = self.known(realm, session, action, link);
         let (decision, _wait) = session.decide(action, &known, &estimate, speed, typical);
         statistics.with(&upstream, |s| s.observe_decision((&known).into(), decision));
         tracing::trace!(%action, ?known, ?estimate, ?decision, "a key that is not here");
@@ -177,15 +178,25 @@ impl Cache {
             }
             Decision::Wait { most_ms } | Decision::Ask { most_ms } => {
                 let most = Duration::from_millis(most_ms);
+                if let (Known::Coming { .. }, Some(forecast)) = (&known, &session.forecast) {
+                    forecast.overtaking.name(*action);
+                }
                 self.ask_chain_as(realm, action, most, (&known).into()).await
             }
         }
     }
 
     /// What the forecast says of a key, or this daemon's own memory of what it has sent.
-    fn known(&self, realm: &Realm, session: &Session, action: &Digest, bytes_per_ms: f64) -> Known {
-        let word =
-            session.forecast.as_ref().map_or(Known::NoManifest, |f| f.word(action, bytes_per_ms));
+    /// `link`: its latency in milliseconds, and bytes a millisecond.
+    fn known(
+        &self,
+        realm: &Realm,
+        session: &Session,
+        action: &Digest,
+        (latency_ms, bytes_per_ms): (f64, f64),
+    ) -> Known {
+        let forecast = session.forecast.as_ref();
+        let word = forecast.map_or(Known::NoManifest, |f| f.word(action, latency_ms, bytes_per_ms));
         let is_there =
             |realm: &Realm| self.inner.confirmed.holds(realm.id, &Key::go(realm.id, *action));
         match word {

@@ -18,12 +18,16 @@ use crate::telemetry::Metrics;
 use crate::units::Clock;
 
 mod all;
+mod overtaking;
 
 pub use all::Forecasts;
+use overtaking::Overtaking;
 
 /// What is on its way is waited for as if building it took at least so long.
 const COMING_COST_MIN_MS: u32 = 150;
 
+/// Longest request for a part of a pack: what is fetched next comes with so many others.
+const TOGETHER_MAX: u64 = 2 << 20;
 /// What less has arrived says nothing of how fast the rest comes.
 const MEASURED_FROM: u64 = 256 << 10;
 /// A command that follows another one so closely belongs to the same build.
@@ -112,6 +116,10 @@ pub struct Forecast {
     pub arrived_bytes: AtomicU64,
     /// And those that will not come: nobody waits behind them.
     pub skipped_bytes: AtomicU64,
+    /// And those that are asked for.
+    pub under_way_bytes: AtomicU64,
+    /// What builds wait for.
+    pub overtaking: Overtaking,
     pub fetched: AtomicU64,
     /// Of the frames that were fetched and kept.
     pub fetched_bytes: AtomicU64,
@@ -140,6 +148,8 @@ impl Forecast {
             listed: RwLock::default(),
             arrived_bytes: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
+            under_way_bytes: AtomicU64::new(0),
+            overtaking: Overtaking::default(),
             fetched: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
             used: AtomicU64::new(0),
@@ -237,26 +247,34 @@ impl Forecast {
         self.phase.send_replace(Phase::Loading);
     }
 
-    /// What is known of a key that this machine does not have. `bytes_per_ms`: how fast it comes.
-    pub fn word(&self, action: &Digest, bytes_per_ms: f64) -> Known {
+    /// What is known of a key that this machine does not have. `latency_ms` and `bytes_per_ms`: how
+    /// fast it comes.
+    pub fn word(&self, action: &Digest, latency_ms: f64, bytes_per_ms: f64) -> Known {
         let Some(listed) = self.listed() else { return Known::NoManifest };
         let Some(entry) = listed.get(action) else { return Known::Unlisted };
         let (cost_ms, frame_bytes) = (entry.cost_ms, entry.frame_bytes);
         if entry.state.load(Ordering::Relaxed) != WANTED {
             return Known::Listed { cost_ms, frame_bytes };
         }
+        let eta_ms = self.eta_ms(entry, latency_ms, bytes_per_ms);
+        // It comes in any case; building it too would take processors from what else is built.
+        let doubled = cost_ms.saturating_mul(2).max(COMING_COST_MIN_MS);
+        let cost_ms = if cost_ms == 0 { 0 } else { doubled };
+        Known::Coming { cost_ms, frame_bytes, eta_ms }
+    }
+
+    /// In how long an entry is here: in its turn, or as what a build waits for.
+    #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
+    fn eta_ms(&self, entry: &Listed, latency_ms: f64, bytes_per_ms: f64) -> Option<u64> {
         let ahead = entry
             .before
             .saturating_add(entry.frame_bytes)
             .saturating_sub(self.arrived_bytes.load(Ordering::Relaxed))
             .saturating_sub(self.skipped_bytes.load(Ordering::Relaxed));
+        let together = self.under_way_bytes.load(Ordering::Relaxed).saturating_add(TOGETHER_MAX);
         let bytes_per_ms = self.bytes_per_ms().max(bytes_per_ms);
-        #[expect(clippy::cast_possible_truncation, reason = "a float beyond 64 bits saturates")]
-        let eta_ms = (bytes_per_ms > 0.0).then(|| (ahead as f64 / bytes_per_ms) as u64);
-        // It comes in any case; building it too would take processors from what else is built.
-        let doubled = cost_ms.saturating_mul(2).max(COMING_COST_MIN_MS);
-        let cost_ms = if cost_ms == 0 { 0 } else { doubled };
-        Known::Coming { cost_ms, frame_bytes, eta_ms }
+        let next = latency_ms.max(0.0) + together as f64 / bytes_per_ms;
+        (bytes_per_ms > 0.0).then(|| (ahead as f64 / bytes_per_ms).min(next) as u64)
     }
 
     /// How fast all streams together have brought what is here; zero before that can be told.
@@ -376,3 +394,6 @@ impl Forecast {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
 //! Fetches what a build will need before it asks, in the order in which earlier builds used it.
 //!
 //! For each forecast: the manifests are read (`sources`), what is not here yet is planned (`plan`)
-//! and becomes flights that requests join, then it is fetched in a few streams (`stream`). It stops
+//! and becomes flights that requests join, then it is fetched in a few streams (`stream`), what a build
+//! waits for before the rest (`queue`). It stops
 //! with the last session that wants it, and goes on with the next helper. Nothing here is awaited by a
 //! request but its flights.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,8 +24,10 @@ use crate::tasks::Shutdown;
 use crate::units::show_count;
 use crate::worker::desk::Desk;
 use crate::worker::prefetcher::plan::{Plan, Unit};
+use crate::worker::prefetcher::queue::Queue;
 
 mod plan;
+mod queue;
 mod sources;
 mod stream;
 
@@ -146,20 +149,23 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
     let total = units.len();
     forecast.fetching();
     let (end, mut ends) = mpsc::channel(1);
-    let mut waiting: VecDeque<Unit> = units.into();
+    let mut queue = Queue::new(units);
     let mut flying = FuturesUnordered::new();
     // Parts of objects that come whole or not at all.
     let mut returned: Vec<Unit> = Vec::new();
     // Outputs that are on their way take room too; frames take the link.
     let (mut coming, mut width) = (0, Width::default());
     loop {
+        queue.overtake(&forecast.overtaking.take());
         while returned.is_empty() && forecast.is_wanted() {
-            let Some(unit) = waiting.front() else { break };
+            let Some((unit, is_urgent)) = queue.front() else { break };
             let (size, more) = (unit.size(), Width::of(unit));
-            if !width.has_room_for(more, forecast.bytes_per_ms()) {
+            // What a build waits for does not wait for room on the link.
+            let bytes_per_ms = if is_urgent { 0.0 } else { forecast.bytes_per_ms() };
+            if !width.has_room_for(more, bytes_per_ms) {
                 break;
             }
-            let Some(unit) = waiting.pop_front() else { break };
+            let Some(unit) = queue.pop_front() else { break };
             if cache.store().has_room(size.saturating_add(coming)) {
                 coming += size;
                 width.add(more);
@@ -169,12 +175,17 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
                 leave(forecast, &unit);
             }
         }
-        let Some((unit, size, less)) = flying.next().await else {
+        forecast.under_way_bytes.store(width.bytes, Ordering::Relaxed);
+        let landed = tokio::select! {
+            landed = flying.next() => landed,
+            () = forecast.overtaking.named(), if !flying.is_empty() => continue,
+        };
+        let Some((unit, size, less)) = landed else {
             if returned.is_empty() {
                 break;
             }
             // All parts that were asked for are back: none is asked for twice.
-            waiting = plan::whole(std::mem::take(&mut returned), waiting).into();
+            queue.return_whole(std::mem::take(&mut returned));
             continue;
         };
         coming -= size;
@@ -182,8 +193,8 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
         returned.extend(unit);
     }
     // Whoever needs what is left asks for it.
-    let is_cut = !waiting.is_empty();
-    waiting.iter().for_each(|unit| leave(forecast, unit));
+    let is_cut = !queue.is_empty();
+    queue.into_units().for_each(|unit| leave(forecast, &unit));
     drop(end);
     // Nobody sends: it is over when all who could have ended.
     while ends.recv().await.is_some() {}
@@ -233,6 +244,10 @@ fn leave(forecast: &Forecast, unit: &Unit) {
 }
 
 impl Unit {
+    fn actions(&self) -> impl Iterator<Item = &Digest> {
+        self.expected().map(|expected| &expected.row.action)
+    }
+
     fn expected(&self) -> impl Iterator<Item = &Expected> {
         self.parts.iter().flat_map(|part| &part.expected)
     }

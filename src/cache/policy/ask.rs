@@ -216,7 +216,7 @@ fn plan(known: &Known, upstream: &Upstream) -> Option<Plan> {
         Known::Unlisted if is_blind => None,
         Known::Coming { eta_ms: Some(eta_ms), .. } => {
             let eta = eta_ms as f64;
-            // Whoever asks for it joins its flight: a question could not overtake it.
+            // Whoever asks for it joins its flight, and brings it forward.
             let late_ms = eta * PATIENCE;
             Some(Plan { step: Step::Wait, expected_ms: eta, hit_ms: eta, late_ms, is_blind: false })
         }

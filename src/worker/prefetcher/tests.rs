@@ -90,6 +90,35 @@ fn the_first_requests_are_many_and_later_ones_as_many_as_the_link_carries() {
     assert!(has_room(8, 0, (8, 0), 0.0) && !has_room(16, 0, (8, 0), 0.0));
 }
 
+/// What is used last by the manifest may be needed first: it waited for all that stood before it.
+#[tokio::test(start_paused = true)]
+async fn what_a_build_waits_for_overtakes_what_nobody_asked_for() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = many();
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+
+    let slow = Fault::Trickle { piece: 8 << 10, every: Duration::from_millis(10) };
+    backend.fault_by(move |call, name| {
+        (call == Call::Get && name.space == Space::Cas).then(|| slow.clone())
+    });
+    let b = Machine::new(&backend);
+    let session = b.begin("c1");
+    let forecast = session.forecast.clone().unwrap();
+    forecast.told().await;
+    let last = built.last().unwrap();
+    // It may be given up before it is there: what is waited for is told all the same.
+    let _ = b.get(&b.realm(), Some(&session), last).await;
+    until(|| b.cache.has_go(b.realm().id, &last.action)).await;
+    let arrived = forecast.arrived_bytes.load(Ordering::Relaxed) >> 20;
+    assert!(arrived <= 20, "{arrived} MiB of 40 had come before");
+    backend.heal();
+    let forecast = b.settled(&session).await;
+    assert_eq!(forecast.fetched.load(Ordering::Relaxed), built.len() as u64);
+    b.close().await;
+}
+
 /// Each part of a pack was cut out of the whole, which came again for the next part. Now what was
 /// asked for at first may come twice, and no more.
 #[tokio::test(start_paused = true)]
