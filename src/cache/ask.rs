@@ -7,6 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use crate::cache::flight::{Arrival, End, Joined};
 use crate::cache::forecast::{Aim, Forecast, Phase};
 use crate::cache::policy::ask::{Decision, Known};
@@ -14,7 +17,7 @@ use crate::cache::policy::statistics::{Kind as Question, Statistics};
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::session::{Opening, Session};
 use crate::cache::{Cache, FETCH_WAIT};
-use crate::entry::{Blob, Body, Digest, Found, Key, Lookup, Meta, Why};
+use crate::entry::{Blob, Body, Digest, Found, Key, Lookup, Meta, RealmId, Why};
 use crate::store::Store;
 
 /// A build's first questions wait so long for the manifests to be read, if its clock permits.
@@ -212,8 +215,8 @@ impl Cache {
         self.ask_chain_as(realm, action, most, Question::NoManifest).await
     }
 
-    /// The realms of the chain, one after the other, within one deadline. What is on its way from any of
-    /// them is waited for first: a pull request asks nobody for what comes from main.
+    /// The realms of the chain, all at once, within one deadline. What is on its way from any of them is
+    /// waited for first: a pull request asks nobody for what comes from main.
     async fn ask_chain_as(
         &self,
         realm: &Realm,
@@ -230,9 +233,10 @@ impl Cache {
                     return Lookup::Hit(blob, Found::Coalesced);
                 }
             }
-            for realm in realm.go_chain() {
-                let key = Key::go(realm.id, *action);
-                match self.upstream_go(realm, &key, question).await {
+            let asked = realm.go_chain().map(|realm| self.upstream_go(realm, action, question));
+            let mut asked: FuturesUnordered<_> = asked.collect();
+            while let Some(answer) = asked.next().await {
+                match answer {
                     Ok((blob, found)) => return Lookup::Hit(blob, found),
                     Err(Why::Absent) => {}
                     Err(other) => why = other,
@@ -246,13 +250,14 @@ impl Cache {
     async fn upstream_go(
         &self,
         realm: &Realm,
-        key: &Key,
+        action: &Digest,
         question: Question,
     ) -> Result<(Blob, Found), Why> {
-        if self.inner.absent.contains(realm.id, key) {
+        let key = Key::go(realm.id, *action);
+        if self.inner.absent.contains(realm.id, &key) {
             return Err(Why::Absent);
         }
-        let Some((follower, found)) = self.join_go(realm, key, question) else {
+        let Some((follower, found)) = self.join_go(realm, &key, question) else {
             return Err(Why::Absent);
         };
         landed(follower.arrival().await).map(|blob| (blob, found))
@@ -296,12 +301,18 @@ impl Cache {
     pub(super) fn learn_answer(
         &self,
         upstream: &Upstream,
+        realm: RealmId,
         question: Question,
         is_hit: Result<bool, Why>,
         took: Duration,
     ) {
         let (ms, now) = (took.as_secs_f64() * 1000.0, self.inner.clock.now());
+        // A pull request's own namespace lacks most of what the trusted one has, which is asked too:
+        // it would count as a miss beside each hit.
+        let realm = self.inner.realms.by_id(realm);
+        let asks_others = realm.is_some_and(|realm| realm.trusted.is_some());
         self.inner.statistics.with(&upstream.name, |s| match is_hit {
+            Ok(false) if asks_others => s.observe_latency(ms, now),
             Ok(is_hit) => s.observe_answer(question, is_hit, ms, now),
             Err(_) => s.observe_fault(question, ms, now),
         });

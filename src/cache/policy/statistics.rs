@@ -123,9 +123,14 @@ pub struct Statistics {
 impl Statistics {
     /// Upstream has said whether it has what it was asked for, so long after the question.
     pub fn observe_answer(&mut self, kind: Kind, is_hit: bool, latency_ms: f64, now: Timestamp) {
+        self.observe_latency(latency_ms, now);
+        self.count(kind, is_hit);
+    }
+
+    /// Upstream has answered so long after the question; what it said is another's to tell.
+    pub fn observe_latency(&mut self, latency_ms: f64, now: Timestamp) {
         self.fade(now);
         self.latencies_ms.push(latency_ms);
-        self.count(kind, is_hit);
     }
 
     /// A question has ended so long after it was asked, and upstream has not said anything of use:
