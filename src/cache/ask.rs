@@ -290,6 +290,9 @@ impl Cache {
         let Some(upstream) = &realm.upstream else { return };
         let now = self.inner.clock.now();
         let recorded = session.forecast.as_ref().and_then(|f| f.cost_of(action));
+        if recorded.is_some() {
+            self.inner.frames.built_though_listed(realm.id, *action);
+        }
         self.inner.statistics.with(&upstream.name, |s| {
             s.observe_built(meta.cost_ms, meta.class.is_machine_bound(), asked, now);
             if let Some(recorded) = recorded {

@@ -1,4 +1,5 @@
-//! Where the frames of outputs stand upstream, as far as this daemon has seen it.
+//! Where the frames of outputs stand upstream, as far as this daemon has seen it, and which actions
+//! are said to be there though they were built here.
 //!
 //! Learned from manifests, from actions that were read and from what was sent. Forgetting costs
 //! that a frame is packed once more.
@@ -38,12 +39,14 @@ impl Standing {
 #[derive(Clone, Debug)]
 pub struct Frames {
     known: moka::sync::Cache<(RealmId, Digest), Standing>,
+    listed: moka::sync::Cache<(RealmId, Digest), ()>,
 }
 
 impl Default for Frames {
     fn default() -> Self {
         let known = moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KNOWN_FOR);
-        Self { known: known.build() }
+        let listed = moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KNOWN_FOR);
+        Self { known: known.build(), listed: listed.build() }
     }
 }
 
@@ -59,5 +62,14 @@ impl Frames {
     /// Upstream turned out to have lost it.
     pub fn remove(&self, realm: RealmId, output: &Digest) {
         self.known.invalidate(&(realm, *output));
+    }
+
+    /// An action was built here that a manifest lists.
+    pub fn built_though_listed(&self, realm: RealmId, action: Digest) {
+        self.listed.insert((realm, action), ());
+    }
+
+    pub fn is_built_though_listed(&self, realm: RealmId, action: &Digest) -> bool {
+        self.listed.contains_key(&(realm, *action))
     }
 }

@@ -15,7 +15,7 @@ use crate::cache::realm::{Realm, Upstream};
 use crate::cache::{Cache, Outgoing};
 use crate::entry::action::{Frame, GoEntry, Packed};
 use crate::entry::body::Source;
-use crate::entry::{Digest, Key, Kind};
+use crate::entry::{Digest, Id, Key, Kind};
 use crate::manifest;
 use crate::store::Stored;
 use crate::store::file::FileSource;
@@ -100,6 +100,10 @@ impl Attempt {
         if self.cache.confirmed().contains(self.realm.id, key, &digest) {
             return Outcome::Known;
         }
+        if self.is_there_already(&digest).await {
+            self.cache.confirm(&self.realm, key, digest);
+            return Outcome::Known;
+        }
         // What upstream holds is uncertain from here on: a put of what it held before is owed.
         self.cache.confirmed().remove(self.realm.id, key);
         let sent = match key.kind {
@@ -111,6 +115,33 @@ impl Attempt {
             Ok(None) => self.missing().await,
             Err(error) => Outcome::Failed(error),
         }
+    }
+
+    /// Whether upstream has an entry that was built here although a manifest lists it, as building was
+    /// quicker than to wait: its action, and its frame. Where nobody knows of a frame, it may be what
+    /// upstream has lost.
+    async fn is_there_already(&self, output: &Digest) -> bool {
+        let frames = self.cache.frames();
+        let Id::Digest(action) = self.owed.key.id else { return false };
+        if self.owed.key.kind != Kind::Go || !frames.is_built_though_listed(self.realm.id, &action)
+        {
+            return false;
+        }
+        // Who reads a realm reads the one that it trusts.
+        for realm in self.realm.chain() {
+            let frame = match frames.get(realm.id, output) {
+                Some(Standing::Packed(packed)) => packed.pack,
+                Some(Standing::Alone { digest, .. }) => digest,
+                None => continue,
+            };
+            let keys = [Key::go(realm.id, action), Key::content(frame)];
+            // Who does not say is sent it.
+            let there = self.upstream.backend.contains(&keys.map(|key| realm.name_of(&key))).await;
+            if there.is_ok_and(|there| there.iter().all(|is_there| *is_there)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Nothing could be read: because it is gone, or because the disk says no.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::backend::memory::{Fault, MemoryBackend};
+use crate::backend::Space;
+use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::cache::forecast::{Aim, Forecast, Phase};
 use crate::cache::session::Opening;
+use crate::entry::{Class, Meta};
 use crate::worker::Flushed;
 use crate::worker::prefetcher::tests::support::{
-    MINUTE, Machine, SCOPE, manifest_name, output, outputs, trail_name,
+    MINUTE, Machine, SCOPE, contents, copy_of, manifest_name, output, outputs, timed, trail_name,
 };
 use crate::worker::uploader::bench::until;
 
@@ -103,6 +105,89 @@ async fn what_is_on_its_way_from_main_is_not_asked_for_in_the_own_namespace() {
     let asked: u64 = built.iter().map(|output| backend.calls(&own(output.action)).gets).sum();
     assert_eq!(asked, 0, "of actions that came from main");
     p.close().await;
+}
+
+/// Each lookup of a pull request without a manifest once asked its own namespace and then main: two
+/// round trips, and a miss for each hit, so that soon nothing was asked any more.
+#[tokio::test(start_paused = true)]
+async fn a_pull_request_asks_both_namespaces_at_once_and_counts_one_answer() {
+    let backend = Arc::new(MemoryBackend::new());
+    // What the session's clock permits before any hit has saved anything.
+    let built: Vec<_> = (0..20).map(|n| output(n, 3000)).collect();
+    let a = Machine::new(&backend);
+    let main = a.bench.realm(&a.cache, "main");
+    let session = a.begin_in(&main, "c1", &[]);
+    a.build(&main, &session, &built);
+    a.end(&session);
+    assert_eq!(a.workers.flush(MINUTE).await, Flushed::default());
+    a.close().await;
+    for name in backend.names() {
+        if backend.peek(&name).is_some_and(|value| crate::manifest::is_one(&value)) {
+            backend.remove(&name);
+        }
+    }
+    let delay = std::time::Duration::from_millis(40);
+    backend.fault_always(Fault::Delay(delay));
+    let p = Machine::new(&backend);
+    let pr = p.realm_that_trusts("pr", "main");
+    let session = p.begin_in(&pr, "c1", &["c0"]);
+    session.forecast.clone().unwrap().told().await;
+    let clock = p.bench.clock.clone();
+    let before = clock.elapsed();
+    let asking = async {
+        let mut hits = 0;
+        for output in &built {
+            hits += usize::from(p.get(&pr, Some(&session), output).await);
+        }
+        hits
+    };
+    let hits = timed(&clock, asking).await;
+    assert_eq!(hits, built.len());
+    let took = clock.elapsed().checked_sub(before).unwrap();
+    assert!(took < delay * 20 * 3 / 2, "{took:?} for 20 answers of {delay:?}");
+    backend.heal();
+    p.end(&session);
+    p.close().await;
+}
+
+/// What a manifest lists may be built all the same, where that is quicker: it was sent once more.
+#[tokio::test(start_paused = true)]
+async fn what_is_built_though_upstream_has_it_is_not_sent_again_and_what_it_has_lost_is() {
+    let origin = Arc::new(MemoryBackend::new());
+    let built: Vec<_> = (0..12).map(|n| output(n, 90_000)).collect();
+    let a = Machine::new(&origin);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+    for has_lost in [false, true] {
+        let backend = copy_of(&origin);
+        // Nothing comes ahead, and nothing is waited for.
+        backend.fault_by(|call, name| {
+            (call == Call::Get && name.space == Space::Cas).then_some(Fault::Truncate(10))
+        });
+        let b = Machine::new(&backend);
+        let session = b.begin("c1");
+        b.settled(&session).await;
+        backend.heal();
+        if has_lost {
+            contents(&backend).iter().for_each(|name| drop(backend.remove(name)));
+        }
+        let puts = backend.calls_total().puts;
+        for output in &built {
+            let size = output.body.len() as u64;
+            let meta = Meta::new(output.digest(), size, b.cache.clock().now(), Class::Archive);
+            b.cache.learn_built(&b.realm(), &session, &output.action, &meta);
+        }
+        b.build(&b.realm(), &session, &built);
+        assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
+        let sent = backend.calls_total().puts - puts;
+        assert_eq!(sent > 2, has_lost, "{sent} puts");
+        let c = Machine::new(&backend);
+        let session = c.begin("c1");
+        c.settled(&session).await;
+        assert_eq!(c.hits(Some(&session), &built).await, built.len(), "lost: {has_lost}");
+        c.close().await;
+        b.close().await;
+    }
 }
 
 /// One `larder run` may build several repositories: what the second used was once written into the
