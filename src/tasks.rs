@@ -4,9 +4,9 @@
 
 use std::future::Future;
 use std::num::NonZero;
-use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,6 +15,10 @@ use tokio::sync::watch;
 
 use crate::telemetry::log;
 
+/// What others leave of the processors is enough. The kernel derives the priority of the thread's disk
+/// accesses from it.
+#[cfg(target_os = "linux")]
+const POLITE: i32 = 19;
 /// More lanes than this serve nobody faster.
 const LANES_MAX: usize = 16;
 
@@ -128,6 +132,37 @@ impl Tasks {
                 None
             }
         }
+    }
+
+    /// Runs blocking work that nobody waits for, on a thread of its own that has the processors when
+    /// nobody else wants them: how many there are at once is up to who asks. On a kernel that groups
+    /// processes by session, that is among the daemon's own threads. None if it panicked.
+    pub async fn polite<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.inner.is_inline {
+            return Some(work());
+        }
+        self.blocking(name, move || {
+            // Here and there, so that it is done even if no thread can be started.
+            let work = Arc::new(Mutex::new(Some(work)));
+            let theirs = work.clone();
+            let take = |work: &Mutex<Option<_>>| {
+                work.lock().unwrap_or_else(PoisonError::into_inner).take()
+            };
+            let started = thread(name, move || {
+                give_way();
+                take(&theirs).map(|work| work())
+            });
+            match started {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => take(&work).map(|work| work()),
+            }
+        })
+        .await
+        .flatten()
     }
 
     /// How many tasks have panicked.
@@ -250,6 +285,13 @@ pub fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
+/// Lets all others go before this thread. Elsewhere than on Linux it would be the whole process.
+fn give_way() {
+    #[cfg(target_os = "linux")]
+    // Where it is refused, the work is done all the same.
+    let _ = rustix::process::setpriority_process(None, POLITE);
+}
+
 /// Starts a thread with a name. Its owner joins it, or says why not.
 #[expect(clippy::disallowed_methods, reason = "the one place that starts threads")]
 pub fn thread<T: Send + 'static>(
@@ -286,6 +328,18 @@ mod tests {
             (count, tasks.drain(Duration::from_secs(10)).await, tasks.panics()),
             (16, 0, 16)
         );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn polite_work_has_what_others_leave_of_the_processors() {
+        let tasks = Tasks::new();
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        assert_eq!(tasks.polite("test", nice).await, Some(POLITE));
+        assert_eq!(nice(), before, "other threads keep theirs");
+        assert_eq!(tasks.polite("test", || panic!("it falls")).await, None::<()>);
+        assert_eq!((tasks.drain(Duration::from_secs(10)).await, tasks.panics()), (0, 1));
     }
 
     #[tokio::test]

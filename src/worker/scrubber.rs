@@ -62,7 +62,7 @@ async fn adopt(cache: &Cache, desk: &Desk) {
 async fn sweep(cache: &Cache, desk: &Desk, directory: u8) {
     desk.set_state("looking for files that nobody names");
     let store = cache.store().clone();
-    match cache.tasks().blocking("sweep", move || store.sweep_orphans(directory)).await {
+    match cache.tasks().polite("sweep", move || store.sweep_orphans(directory)).await {
         Some(Ok(0)) | None => {}
         Some(Ok(removed)) => {
             tracing::info!(files = %show_count(removed), "removed files that nobody names");

@@ -145,7 +145,7 @@ async fn pack_missing(
     let mut rest = missing.into_iter();
     loop {
         let worker = cache.clone();
-        let filled = cache.tasks().blocking("fill a pack", move || {
+        let filled = cache.tasks().polite("fill a pack", move || {
             let filled = fill(&worker, &mut rest);
             (filled, rest)
         });

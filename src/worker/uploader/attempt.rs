@@ -223,7 +223,7 @@ impl Attempt {
         let _bytes = self.packing.bytes.acquire_many(cost).await.expect("it is never closed");
         let _turn = self.packing.turns.acquire().await.expect("it is never closed");
         let (cache, key) = (self.cache.clone(), self.owed.key.clone());
-        self.cache.tasks().blocking("pack an output", move || cache.pack_go(&key)).await.flatten()
+        self.cache.tasks().polite("pack an output", move || cache.pack_go(&key)).await.flatten()
     }
 
     /// Sends a frame, in a pack or alone, unless upstream has it; where it stands then, and what
