@@ -14,7 +14,7 @@ const ZSTD_LEVEL: i32 = 3;
 pub struct Outgoing {
     /// Its frame is `Stored` where it does not fit into the action's value.
     pub entry: GoEntry,
-    /// A frame that does not fit: send it first.
+    /// A frame that does not fit, which the entry names: send it first.
     pub frame: Option<Bytes>,
 }
 

@@ -19,8 +19,8 @@ const WINDOW: Duration = Duration::from_secs(2);
 const SMALL_GET: Duration = Duration::from_secs(3);
 /// Hides 50 ms at a thousand small entries a second; more only queues in front of the link.
 const GETS_MAX: usize = 64;
-/// Uploads have time, and share the link with the builds' gets.
-const PUTS_MAX: usize = 16;
+/// As many as the uploader ever sends at once. They have time, and share the link with the builds' gets.
+const PUTS_MAX: usize = 32;
 /// A seat that is not free after this long will not be soon; the build goes on without.
 const SEAT_WAIT: Duration = Duration::from_millis(500);
 

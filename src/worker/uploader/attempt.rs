@@ -233,7 +233,8 @@ impl Attempt {
         entry: &GoEntry,
         frame: Bytes,
     ) -> Result<(Frame, u64), BackendError> {
-        let (digest, size) = (Digest::of(&frame), frame.len() as u64);
+        let stored = entry.frame.clone();
+        let Frame::Stored { digest, size } = stored else { return Ok((stored, 0)) };
         match self.cache.frames().get(self.realm.id, &entry.digest) {
             // A manifest says where it stood once, and does not tell frames of one output apart.
             Some(Standing::Packed(packed)) if self.is_there(&packed).await? => {
@@ -253,11 +254,11 @@ impl Attempt {
                 upstream: self.upstream.clone(),
                 uploads: self.uploads.clone(),
             };
-            let packed = packer.send(&route, (entry.digest, entry.size), frame).await?;
+            let output = (entry.digest, entry.size);
+            let packed = packer.send(&route, output, (digest, frame)).await?;
             return Ok((Frame::Packed(packed), 0));
         }
         let key = Key::content(digest);
-        let stored = Frame::Stored { digest, size };
         let mut bytes = 0;
         if !self.cache.confirmed().contains(self.realm.id, &key, &digest) {
             bytes = size;

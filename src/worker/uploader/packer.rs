@@ -55,15 +55,14 @@ impl Packer {
         frame.len() as u64 <= FRAME_MAX.min(self.target(realm))
     }
 
-    /// Sends a frame with others; returns when upstream has it.
+    /// Sends a frame, with its digest, together with others; returns when upstream has it.
     pub(super) async fn send(
         self: &Arc<Self>,
         route: &Route,
         output: (Digest, u64),
-        frame: Bytes,
+        (digest, frame): (Digest, Bytes),
     ) -> Result<Packed, BackendError> {
         let (arrived, arrival) = oneshot::channel();
-        let digest = Digest::of(&frame);
         let passenger = Passenger { output: output.0, size: output.1, digest, frame, arrived };
         let gone = || BackendError::Broken("the pack was given up".to_owned());
         self.line(route).send(passenger).await.map_err(|_| gone())?;
