@@ -13,6 +13,7 @@ use crate::support::install::Go;
 use crate::support::wait_for;
 
 mod apart;
+mod astray;
 mod cold;
 mod ends;
 mod falls;
