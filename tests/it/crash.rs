@@ -1,9 +1,11 @@
 //! SIGKILL at bad moments: what was acknowledged is readable after the restart, and its upload is
 //! owed or done.
 
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use larder::units::Random;
+use larder::units::{Clock, Random};
 
 use crate::harness::{Home, ac, cas, noise};
 use crate::support::cache_server::{CacheServer, Fault};
@@ -14,7 +16,7 @@ use crate::support::wait_for;
 const KILLS: u64 = 6;
 
 #[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
-fn kills() -> u64 {
+pub(crate) fn kills() -> u64 {
     std::env::var("LARDER_KILLS").map_or(KILLS, |text| text.parse().unwrap())
 }
 
@@ -74,6 +76,50 @@ fn what_was_acknowledged_survives_kills_at_random_points() {
         assert!(!new.is_empty());
         new_in_last = new.len();
         acknowledged.extend(new);
+    }
+    let daemon = home.daemon(&[]);
+    for (path, body) in &acknowledged {
+        assert!(daemon.get(path).body == *body, "{path}");
+    }
+    let report = daemon.control(&serde_json::json!({"op": "verify"}));
+    assert_eq!(report["bad_entries"], 0, "{report}");
+}
+
+/// A start takes some ten milliseconds; what a killed start leaves is what the next one finds.
+#[test]
+fn kills_while_it_starts_lose_nothing() {
+    const START_US: u64 = 40_000;
+    let seed = 20_261_126;
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let home = Home::new();
+    let mut acknowledged: Vec<(String, Vec<u8>)> = Vec::new();
+    for round in 0..kills().div_ceil(10) {
+        let daemon = home.daemon(&[]);
+        for n in 0..40 {
+            let id = round * 1000 + n;
+            let body = noise(id, if n % 10 == 0 { 150_000 } else { 3_000 });
+            let path = format!("/kv/{id}");
+            assert_eq!(daemon.put(&path, &body).status, 201);
+            acknowledged.push((path, body));
+        }
+        daemon.kill();
+        for _ in 0..10 {
+            let mut child = home
+                .larder(&["daemon", "--listen", "127.0.0.1:0", "--admin", "off"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let (clock, after) =
+                (Clock::system(), Duration::from_micros(random.next_u64() % START_US));
+            while clock.elapsed() < after {
+                std::thread::yield_now();
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
     let daemon = home.daemon(&[]);
     for (path, body) in &acknowledged {

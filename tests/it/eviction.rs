@@ -10,12 +10,13 @@ use larder::entry::{Class, Digest, Key, Meta};
 use larder::store::{Config, Limit, Store};
 use larder::units::{ByteSize, Clock, Random, Timestamp};
 
+use crate::crash::kills;
 use crate::harness::{Home, TestDaemon, cas, noise};
 use crate::support::http::send;
 use crate::support::wait_for;
 
-/// Kills in this test.
-const ROUNDS: u64 = 6;
+/// Of what earlier rounds have filled, nothing is left.
+const FILLED: usize = 2 * 180;
 /// Less than what is filled in a round, and what is written over comes to more.
 const DISK: &str = "8MiB";
 const DAYS: u64 = 3 * 86_400;
@@ -128,8 +129,9 @@ fn kills_while_room_is_made_cost_misses_and_nothing_false() {
     let mut old: Vec<Vec<u8>> = Vec::new();
     let mut last: Vec<u64> = (0..KEYS).map(|_| 0).collect();
     let (mut evicted, mut kept) = (0, 0);
-    for round in 0..ROUNDS {
+    for round in 0..kills() {
         old.extend(fill(&home, round));
+        old.drain(..old.len().saturating_sub(FILLED));
         let daemon = home.daemon(&["--disk", DISK, "--disk-floor", "0", "--memory", "1MiB"]);
         // Early, when much is given up at once, and late, when what was just written is.
         let puts = random.next_u64() % if round % 2 == 0 { 60 } else { 1500 };
