@@ -293,6 +293,7 @@ fn read_frontend(
         listen_is_default: listen.is_none(),
         listen: listen.unwrap_or_else(|| vec![LISTEN]),
         socket: socket?,
+        passed: reading.passed(),
         tokens,
         insecure,
         tls,

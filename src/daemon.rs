@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::cache::realm::Upstream;
 use crate::config::Config;
 use crate::daemon::control::Controls;
-use crate::frontend::listener::{self, BindError};
+use crate::frontend::listener::{self, BindError, Passed};
 use crate::frontend::{Control, Frontend};
 use crate::store::{OpenError, Store};
 use crate::tasks::{self, Tasks};
@@ -77,6 +77,8 @@ pub fn run(
     options: Options,
     ready: impl FnOnce(&Daemon),
 ) -> Result<(), StartError> {
+    // First, before there are other threads.
+    let passed = Passed::take(&config.frontend.passed)?;
     log::start(&config.log).map_err(StartError::Log)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -88,7 +90,7 @@ pub fn run(
         // Whoever sees the socket may send a signal.
         let mut signals = Signals::new();
         let daemon = tokio::select! {
-            started = Daemon::start(config) => started?,
+            started = Daemon::start(config, passed) => started?,
             name = signals.recv() => {
                 tracing::info!("{name}: ending before the start is done");
                 return Ok(());
@@ -134,8 +136,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens, binds and serves. Run inside a runtime; tests start daemons like this.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    /// Opens, binds and serves. Run inside a runtime.
+    pub async fn start(config: Config, passed: Passed) -> Result<Self, StartError> {
         let clock = Clock::system();
         let metrics = Arc::new(Metrics::default());
         let tasks = Tasks::new();
@@ -145,7 +147,7 @@ impl Daemon {
             let opened = tasks.blocking("open the store", open).await;
             opened.ok_or_else(|| StartError::System(std::io::Error::other("panicked")))??
         };
-        match Self::start_on(&store, config, &clock, metrics, tasks).await {
+        match Self::start_on(&store, config, passed, &clock, metrics, tasks).await {
             Ok(daemon) => Ok(daemon),
             Err(error) => {
                 store.close();
@@ -157,6 +159,7 @@ impl Daemon {
     async fn start_on(
         store: &Store,
         config: Config,
+        passed: Passed,
         clock: &Clock,
         metrics: Arc<Metrics>,
         tasks: Tasks,
@@ -170,7 +173,7 @@ impl Daemon {
             metrics,
             clock.clone(),
         );
-        let bound = listener::bind(&config.frontend).await?;
+        let bound = listener::bind(&config.frontend, passed).await?;
         let admin = Admin::bind(&config.admin).map_err(StartError::Admin)?;
         let admin_at = admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let workers = Workers::start(&cache);

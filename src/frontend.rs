@@ -38,6 +38,8 @@ pub struct Config {
     /// Whether `listen` was written by someone; the default may give way if its port is taken.
     pub listen_is_default: bool,
     pub socket: PathBuf,
+    /// What sockets that were bound for us are called, in their order.
+    pub passed: Vec<String>,
     pub tokens: Vec<Token>,
     /// Serve beyond loopback without tokens.
     pub insecure: bool,

@@ -17,6 +17,7 @@ use super::table::{self, Kind, SETTINGS, Setting};
 use super::values::{address, bearer, socket_fits};
 use super::{Daemon, upstream};
 use crate::frontend::Listen;
+use crate::frontend::listener::PASSED_MAX;
 use crate::units::Secret;
 
 /// Written keys, together with the rows that describe them.
@@ -245,6 +246,23 @@ impl<'a> Reading<'a> {
         }
         self.resolved.insert("listen", text);
         Some(listen)
+    }
+
+    /// The sockets that were bound for this process, by name. Variables that mean another process, as a
+    /// child inherits them, mean nothing.
+    pub(super) fn passed(&mut self) -> Vec<String> {
+        let text = |name: &str| self.env.get(name).and_then(|value| value.to_str());
+        let is_ours =
+            text("LISTEN_PID").and_then(|pid| pid.parse().ok()) == Some(std::process::id());
+        let Some(written) = text("LISTEN_FDS").filter(|_| is_ours) else { return Vec::new() };
+        let count = written.parse().ok().filter(|count| *count <= PASSED_MAX);
+        let Some(count) = count else {
+            let problem = format!("{} is no number of sockets up to {PASSED_MAX}", quoted(written));
+            self.faults.add(&Origin::Variable("LISTEN_FDS".to_owned()), problem);
+            return Vec::new();
+        };
+        let mut names = text("LISTEN_FDNAMES").into_iter().flat_map(|names| names.split(':'));
+        (0..count).map(|_| names.next().unwrap_or("unknown").to_owned()).collect()
     }
 
     /// Whoever opens a port to others says who may come in, or that everybody may.

@@ -99,6 +99,24 @@ fn defaults_are_those_of_the_contract() {
     assert!(!config.cache.read_only && config.client.config_file.is_none());
 }
 
+#[test]
+fn sockets_are_those_that_were_passed_to_this_process() {
+    let passed = |pid: &str, count: &str| {
+        let machine = Machine::new().env("LISTEN_PID", pid).env("LISTEN_FDS", count);
+        machine.env("LISTEN_FDNAMES", "web:")
+    };
+    let own = std::process::id().to_string();
+    assert_eq!(passed(&own, "3").load().frontend.passed, ["web", "", "unknown"]);
+    for (pid, count) in [("1", "2"), ("x", "2"), ("", "2"), (own.as_str(), "0")] {
+        assert!(passed(pid, count).load().frontend.passed.is_empty(), "{pid} {count}");
+    }
+    assert!(Machine::new().env("LISTEN_FDS", "1").load().frontend.passed.is_empty(), "whose?");
+    for count in ["17", "-1", "many"] {
+        let faults = passed(&own, count).faults();
+        assert_eq!(faults, [format!("LISTEN_FDS: `{count}` is no number of sockets up to 16")]);
+    }
+}
+
 use paths::System;
 
 impl System {

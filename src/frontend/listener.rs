@@ -20,9 +20,11 @@ use crate::tasks::{Shutdown, Tasks};
 use preface::{Opened, Rewound, Speaks};
 
 mod bind;
+mod passed;
 mod preface;
 
 pub use bind::{BindError, Bound, Listener, bind, tls};
+pub use passed::{PASSED_MAX, Passed};
 
 /// From the first byte of a connection to knowing what it speaks, TLS included.
 const PREFACE_WITHIN: Duration = Duration::from_secs(10);

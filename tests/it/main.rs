@@ -22,6 +22,7 @@ mod helper;
 mod model;
 mod outage;
 mod prefetch;
+mod passed;
 mod proxy;
 mod run;
 mod semantics;

@@ -1,4 +1,5 @@
-//! Taking the addresses and the socket that are served; what is taken already is said, not fatal.
+//! Taking the addresses and the socket that are served; what is taken already is said, not fatal. What
+//! somebody else has bound for us is `passed`'s, and takes the place of what would be bound here.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
+use crate::frontend::listener::passed::{Passed, Socket};
 use crate::frontend::{Config, Listen};
 
 /// Why a listener cannot be had. Each says what to do.
@@ -28,12 +30,19 @@ pub enum BindError {
     NotOurs { dir: PathBuf, owner: u32 },
     #[error("tls: {0}")]
     Tls(String),
+    #[error("the passed socket {name} (descriptor {descriptor}) cannot be served: {why}")]
+    Passed { descriptor: usize, name: String, why: String },
+    #[error(
+        "the passed socket {at} lets other machines in, and nothing says which: name those that may come in with --tokens, or let everybody in with --insecure"
+    )]
+    Open { at: SocketAddr },
 }
 
 /// A bound listener.
 pub enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// With its name, if that goes with it.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// Removes the socket's name when the listener goes.
@@ -54,37 +63,85 @@ pub struct Bound {
     pub http: Vec<String>,
 }
 
-/// Binds every listener. The default port may be somebody else's: then the socket serves alone.
-pub async fn bind(config: &Config) -> Result<Bound, BindError> {
+impl Bound {
+    fn tcp(&mut self, listener: TcpListener) {
+        if let Ok(at) = listener.local_addr() {
+            let scheme = if self.tls.is_some() { "https" } else { "http" };
+            self.http.push(format!("{scheme}://{at}"));
+        }
+        self.listeners.push(Listener::Tcp(listener));
+    }
+
+    fn unix(
+        &mut self,
+        path: &Path,
+        passed: Option<std::os::unix::net::UnixListener>,
+        is_shared: bool,
+    ) -> Result<(), BindError> {
+        let listener = match passed {
+            None => bind_unix(path, is_shared)?,
+            Some(listener) => {
+                let listener = UnixListener::from_std(listener);
+                let listener =
+                    listener.map_err(|source| BindError::Unix { path: path.to_owned(), source })?;
+                Listener::Unix(listener, None)
+            }
+        };
+        self.listeners.push(listener);
+        Ok(())
+    }
+}
+
+/// Binds every listener that was not passed. The default port may be somebody else's: then the socket
+/// serves alone. What was passed and is in no setting is served besides.
+pub async fn bind(config: &Config, mut passed: Passed) -> Result<Bound, BindError> {
     let tls = tls(config)?;
+    passed.check_exposure(config)?;
     let is_shared = !config.allow_uid.is_empty();
-    let mut bound =
-        Bound { listeners: vec![bind_unix(&config.socket, is_shared)?], tls, http: Vec::new() };
+    let mut bound = Bound { listeners: Vec::new(), tls, http: Vec::new() };
+    bound.unix(&config.socket, passed.unix(&config.socket), is_shared)?;
     for listen in &config.listen {
         match listen {
             Listen::Unix(path) if *path == config.socket => {}
-            Listen::Unix(path) => bound.listeners.push(bind_unix(path, is_shared)?),
-            Listen::Tcp(at) => match TcpListener::bind(at).await {
-                Ok(listener) => {
-                    if let Ok(at) = listener.local_addr() {
-                        let scheme = if bound.tls.is_some() { "https" } else { "http" };
-                        bound.http.push(format!("{scheme}://{at}"));
-                    }
-                    bound.listeners.push(Listener::Tcp(listener));
-                }
-                Err(source)
-                    if config.listen_is_default && source.kind() == io::ErrorKind::AddrInUse =>
-                {
-                    tracing::warn!(
-                        "port {} is taken; serving on the socket alone (choose a port with --listen)",
-                        at.port()
-                    );
-                }
-                Err(source) => return Err(BindError::Tcp { at: *at, source }),
+            Listen::Unix(path) => bound.unix(path, passed.unix(path), is_shared)?,
+            Listen::Tcp(at) => match passed.tcp(*at) {
+                Some(listener) => bound.tcp(from_std(*at, listener)?),
+                None => bind_tcp(config, *at, &mut bound).await?,
             },
         }
     }
+    for socket in passed.rest() {
+        match socket {
+            Socket::Tcp(at, listener) => {
+                tracing::info!(%at, "a socket was passed that no setting names: served besides");
+                bound.tcp(from_std(at, listener)?);
+            }
+            Socket::Unix(path, listener) => {
+                let at = path.display();
+                tracing::info!(%at, "a socket was passed that no setting names: served besides");
+                bound.unix(&path, Some(listener), is_shared)?;
+            }
+        }
+    }
     Ok(bound)
+}
+
+async fn bind_tcp(config: &Config, at: SocketAddr, bound: &mut Bound) -> Result<(), BindError> {
+    match TcpListener::bind(at).await {
+        Ok(listener) => bound.tcp(listener),
+        Err(source) if config.listen_is_default && source.kind() == io::ErrorKind::AddrInUse => {
+            tracing::warn!(
+                "port {} is taken; serving on the socket alone (choose a port with --listen)",
+                at.port()
+            );
+        }
+        Err(source) => return Err(BindError::Tcp { at, source }),
+    }
+    Ok(())
+}
+
+fn from_std(at: SocketAddr, listener: std::net::TcpListener) -> Result<TcpListener, BindError> {
+    TcpListener::from_std(listener).map_err(|source| BindError::Tcp { at, source })
 }
 
 /// What TLS is served with, if it is.
@@ -111,7 +168,7 @@ fn bind_unix(path: &Path, is_shared: bool) -> Result<Listener, BindError> {
     let listener = UnixListener::bind(path).map_err(io)?;
     let mode = if is_shared { 0o666 } else { 0o600 };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io)?;
-    Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Listener::Unix(listener, Some(SocketFile(path.to_owned()))))
 }
 
 /// A socket that nobody listens on is what a killed daemon has left. Anything else is somebody's.
