@@ -9,17 +9,26 @@ use crate::store::record::Row;
 impl Cache {
     /// What this machine has: memory, then disk.
     pub(super) async fn local(&self, key: &Key) -> Option<(Blob, Found)> {
-        if let Some((meta, bytes)) = self.inner.memory.get(key) {
-            return Some((Blob { meta, body: Body::Bytes(bytes) }, Found::Memory));
+        let kept = self.inner.memory.get(key);
+        if let Some((meta, bytes)) = &kept
+            && let Some(bytes) = self.inner.memory.lend(bytes.clone())
+        {
+            let blob = Blob { meta: meta.clone(), body: Body::Bytes(bytes) };
+            return Some((blob, Found::Memory));
         }
-        let row = self.inner.store.find(key)?;
-        let blob = self.load(key, &row).await?;
-        Some((blob, Found::Disk))
+        if let Some(row) = self.inner.store.find(key)
+            && let Some(blob) = self.load(key, &row).await
+        {
+            return Some((blob, Found::Disk));
+        }
+        // Enough is lent, and there is no file: a limit is no reason to miss.
+        let (meta, bytes) = kept?;
+        Some((Blob { meta, body: Body::Bytes(bytes) }, Found::Memory))
     }
 
     /// Reads an entry; small ones here, larger ones on a thread that may wait for the disk.
     pub(super) async fn load(&self, key: &Key, row: &Row) -> Option<Blob> {
-        let into_memory = row.size <= memory::ENTRY_MAX;
+        let into_memory = row.size <= memory::ENTRY_MAX && self.inner.memory.may_lend(row.size);
         let read = {
             let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
             move || {
@@ -39,6 +48,8 @@ impl Cache {
                     // Replaced or removed while it was read: what is newer must be what is kept.
                     self.inner.memory.remove(key);
                 }
+                // Read already: a few that came at once may go beyond the share.
+                let bytes = self.inner.memory.lend(bytes.clone()).unwrap_or(bytes);
                 Some(Blob { meta, body: Body::Bytes(bytes) })
             }
             Stored::File(meta, file) => {

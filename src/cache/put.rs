@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::cache::realm::Realm;
 use crate::cache::{Cache, READ_HERE_MAX, WRITE_PIECE, policy};
+use crate::entry::body::Receiving;
 use crate::entry::{BodyError, Digest, Hasher, Incoming, Key, Meta, RealmId};
 use crate::store::file::{Finished, Staged};
 use crate::store::segment::INLINE_MAX;
@@ -180,6 +181,7 @@ impl Cache {
         let announced = body.len;
         let mut chunks = body.chunks;
         let mut writer = Writer::new(self, announced);
+        let receiving = Receiving::begin();
         let mut held: Vec<Bytes> = Vec::new();
         let (mut held_len, mut got) = (0, 0_u64);
         while let Some(chunk) = chunks.next().await {
@@ -190,7 +192,7 @@ impl Cache {
             }
             held_len += chunk.len();
             held.push(chunk);
-            if held_len >= WRITE_PIECE {
+            if held_len >= receiving.piece_len(WRITE_PIECE) {
                 writer.write(std::mem::take(&mut held)).await;
                 held_len = 0;
             }
@@ -245,7 +247,6 @@ impl<'a> Writer<'a> {
             pieces.iter().for_each(|piece| self.hasher.update(piece));
             return;
         };
-        let len: usize = pieces.iter().map(Bytes::len).sum();
         let mut hasher = std::mem::take(&mut self.hasher);
         let work = move || {
             let mut fault = None;
@@ -257,7 +258,8 @@ impl<'a> Writer<'a> {
             }
             (staged, hasher, fault)
         };
-        let done = if len <= INLINE_MAX {
+        // Beyond that it is a file, and disks may be slow.
+        let done = if written + more <= INLINE_MAX as u64 {
             Some(work())
         } else {
             self.cache.inner.tasks.blocking("write a body", work).await

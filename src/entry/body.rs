@@ -5,7 +5,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -74,6 +74,35 @@ impl Streaming {
 impl Drop for Streaming {
     fn drop(&mut self) {
         STREAMS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What all bodies that come in hold together before it is written; below `RECEIVED_MIN` each they do
+/// not shrink.
+const RECEIVED_BYTES: usize = 16 << 20;
+const RECEIVED_MIN: usize = 16 << 10;
+static RECEIVED: AtomicUsize = AtomicUsize::new(0);
+
+/// A body that comes in, counted until it is whole or given up.
+#[derive(Debug)]
+pub struct Receiving(());
+
+impl Receiving {
+    pub fn begin() -> Self {
+        RECEIVED.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+
+    /// When to write: at `most` while few send, earlier where a thousand do, of whom some stop halfway.
+    pub fn piece_len(&self, most: usize) -> usize {
+        let bodies = RECEIVED.load(Ordering::Relaxed).max(1);
+        (RECEIVED_BYTES / bodies).max(RECEIVED_MIN).min(most)
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        RECEIVED.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

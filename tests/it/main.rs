@@ -12,6 +12,7 @@ mod support;
 
 mod canary;
 mod crash;
+mod crowd;
 mod curl;
 mod demo;
 mod doctor;
@@ -21,8 +22,8 @@ mod full;
 mod helper;
 mod model;
 mod outage;
-mod prefetch;
 mod passed;
+mod prefetch;
 mod proxy;
 mod run;
 mod semantics;

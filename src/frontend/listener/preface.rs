@@ -2,10 +2,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::frontend::listener::{FIRST, H2_PREFACE};
 use crate::wire::go::PREFACE;
@@ -24,9 +24,17 @@ pub(super) struct Opened<S> {
 
 impl<S: AsyncRead + Unpin> Opened<S> {
     pub(super) async fn read(mut stream: S) -> io::Result<Self> {
-        let mut first = BytesMut::with_capacity(FIRST);
+        let mut first = BytesMut::new();
         loop {
-            if stream.read_buf(&mut first).await? == 0 {
+            // On the stack, and only once there is something: who says nothing has no buffer.
+            let read = std::future::poll_fn(|context| {
+                let mut piece = [0; FIRST];
+                let mut piece = ReadBuf::new(&mut piece);
+                ready!(Pin::new(&mut stream).poll_read(context, &mut piece))?;
+                first.extend_from_slice(piece.filled());
+                Poll::Ready(io::Result::Ok(piece.filled().len()))
+            });
+            if read.await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let is = |preface: &[u8]| preface.starts_with(&first[..first.len().min(preface.len())]);

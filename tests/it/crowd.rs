@@ -1,0 +1,92 @@
+//! Many who take their time at once: what they hold of the daemon's memory.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crate::harness::{Home, TestDaemon, noise};
+use crate::support::{PATIENCE, wait_for};
+
+const MEMBERS: usize = 160;
+const LARGE: usize = 1 << 20;
+/// The memory tier, what the program takes besides, and less than half of what the crowd would hold.
+const MIB_MAX: u64 = 16 + 20 + 60;
+
+/// Own memory of the daemon, in MiB.
+fn own_memory(daemon: &TestDaemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+}
+
+fn connect(daemon: &TestDaemon, words: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(daemon.addr()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(words).unwrap();
+    stream
+}
+
+/// Each once held its whole body, long after the memory tier had let it go.
+#[test]
+fn slow_readers_of_large_bodies_do_not_fill_memory() {
+    let home = Home::new();
+    let daemon = home.daemon(&["--memory", "16MiB"]);
+    let body = |number: usize| noise(number as u64, LARGE);
+    for number in 0..MEMBERS {
+        assert_eq!(daemon.put(&format!("/kv/{number}"), &body(number)).status, 201);
+    }
+    let mut crowd: Vec<TcpStream> = (0..MEMBERS)
+        .map(|number| {
+            let head = format!("GET /kv/{number} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            let mut stream = connect(&daemon, head.as_bytes());
+            // Or the kernel takes all of it at once.
+            rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 8 << 10).unwrap();
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).unwrap();
+            assert_eq!(&first, b"HTTP/1.1 200");
+            stream
+        })
+        .collect();
+    let held = own_memory(&daemon);
+    assert!(held < MIB_MAX, "{held} MiB");
+    // In the end each has all of it.
+    for (number, stream) in crowd.iter_mut().enumerate() {
+        let (body, mut got) = (body(number), Vec::new());
+        while !got.ends_with(&body[LARGE - 64..]) {
+            let mut piece = [0; 64 << 10];
+            let n = stream.read(&mut piece).unwrap();
+            assert!(n > 0, "cut");
+            got.extend_from_slice(&piece[..n]);
+        }
+        assert!(got.ends_with(&body), "wrong bytes of {number}");
+    }
+}
+
+/// Each once held up to a megabyte before any of it was written.
+#[test]
+fn senders_that_stop_halfway_do_not_fill_memory() {
+    let home = Home::new();
+    let daemon = home.daemon(&["--memory", "16MiB"]);
+    let body = noise(1, LARGE);
+    let head = |number: usize| {
+        format!("PUT /kv/{number} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {LARGE}\r\n\r\n")
+    };
+    let almost = LARGE - 1;
+    let mut crowd: Vec<TcpStream> = (0..MEMBERS)
+        .map(|number| connect(&daemon, &[head(number).as_bytes(), &body[..almost]].concat()))
+        .collect();
+    // Whether it has read all of it nobody can see; what it has read is somewhere.
+    let staged = || {
+        let files = std::fs::read_dir(home.store().join("tmp")).into_iter().flatten().flatten();
+        files.filter_map(|file| Some(file.metadata().ok()?.len())).sum::<u64>()
+    };
+    let most = (MEMBERS * LARGE) as u64;
+    wait_for("bodies on disk", || (staged() > most / 2).then_some(()));
+    let held = own_memory(&daemon);
+    assert!(held < MIB_MAX, "{held} MiB");
+    for (number, stream) in crowd.iter_mut().enumerate() {
+        stream.write_all(&body[almost..]).unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 201", "{number}");
+    }
+}
