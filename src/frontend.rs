@@ -83,7 +83,10 @@ struct Inner {
     control: Arc<dyn Control>,
     /// Addresses where HTTP is served, for clients that ask.
     http: Vec<String>,
+    /// Of those who come over TCP, and of those who come by the socket: a build on this machine does not
+    /// wait for its turn among a thousand connections from elsewhere.
     lanes: Lanes,
+    socket_lanes: Lanes,
     connections: AtomicUsize,
     /// A connection has gone.
     place: Notify,
@@ -102,7 +105,8 @@ impl Frontend {
         http: Vec<String>,
     ) -> std::io::Result<Self> {
         let inner = Inner {
-            lanes: Lanes::start(cache.tasks())?,
+            lanes: Lanes::start(cache.tasks(), "lane")?,
+            socket_lanes: Lanes::start(cache.tasks(), "socket lane")?,
             cache,
             config,
             control,

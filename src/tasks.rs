@@ -227,16 +227,16 @@ pub struct Lane {
 }
 
 impl Lanes {
-    /// As many as there are processors. Their tasks are counted among those of `tasks`. An error:
-    /// a thread cannot be started.
-    pub fn start(tasks: &Tasks) -> std::io::Result<Self> {
+    /// As many as there are processors, under this name. Their tasks are counted among those of `tasks`.
+    /// An error: a thread cannot be started.
+    pub fn start(tasks: &Tasks, name: &str) -> std::io::Result<Self> {
         let count = std::thread::available_parallelism().map_or(2, NonZero::get).min(LANES_MAX);
         let open = watch::Sender::new(());
         let start = |_| {
             let mut closed = open.subscribe();
             let (tell, told) = std::sync::mpsc::channel();
             // Made on its thread: a runtime must not be dropped where others run.
-            thread("lane", move || {
+            thread(name, move || {
                 let runtime =
                     tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
                 // Nobody hears of it only if the daemon ends just now.
@@ -308,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn what_runs_in_a_lane_is_counted_by_the_owner_and_a_panic_ends_one_task_alone() {
         let tasks = Tasks::new();
-        let lanes = Lanes::start(&tasks).unwrap();
+        let lanes = Lanes::start(&tasks, "lane").unwrap();
         let (sender, mut names) = tokio::sync::mpsc::channel(64);
         for n in 0..32 {
             let sender = sender.clone();
@@ -344,7 +344,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_gets_the_lane_with_the_fewest() {
-        let lanes = Lanes::start(&Tasks::new()).unwrap();
+        let lanes = Lanes::start(&Tasks::new(), "lane").unwrap();
         let count = lanes.lanes.len();
         // Every other one is short, as a probe is: those that stay are spread all the same.
         let mut staying = Vec::new();

@@ -204,7 +204,10 @@ impl Frontend {
         self.inner.connections.fetch_add(1, Ordering::Relaxed);
         self.inner.cache.metrics().connections.inc();
         let guard = Connected(self.clone());
-        let lane = self.inner.lanes.enter();
+        let lane = match peer {
+            Peer::Tcp(_) => self.inner.lanes.enter(),
+            Peer::Unix => self.inner.socket_lanes.enter(),
+        };
         let visit = Visit { peer, lane: lane.tasks.clone(), shutdown };
         lane.tasks.clone().spawn("connection", async move {
             work(guard.0.clone(), visit).await;

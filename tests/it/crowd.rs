@@ -1,7 +1,8 @@
-//! Many who take their time at once: what they hold of the daemon's memory.
+//! Many at once: what those who take their time hold of the daemon's memory, and who waits for whom.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 
 use crate::harness::{Home, TestDaemon, noise};
 use crate::support::{PATIENCE, wait_for};
@@ -89,4 +90,42 @@ fn senders_that_stop_halfway_do_not_fill_memory() {
         stream.read_exact(&mut first).unwrap();
         assert_eq!(&first, b"HTTP/1.1 201", "{number}");
     }
+}
+
+/// How often the threads of this name have gone to sleep of themselves.
+fn sleeps(daemon: &TestDaemon, name: &str) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap().flatten();
+    let of_name = tasks.map(|task| task.path()).filter(|task| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name)
+    });
+    let count = |task: std::path::PathBuf| {
+        let status = std::fs::read_to_string(task.join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    of_name.filter_map(count).sum()
+}
+
+/// A build once waited for its turn among a thousand connections from elsewhere.
+#[test]
+fn what_comes_by_the_socket_is_served_by_threads_of_its_own() {
+    let home = Home::new();
+    let daemon = home.daemon(&[]);
+    assert_eq!(daemon.put("/kv/a", b"a").status, 201);
+    let before = [sleeps(&daemon, "lane"), sleeps(&daemon, "socket lane")];
+    let mut stream = UnixStream::connect(home.socket()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    for _ in 0..100 {
+        stream.write_all(b"HEAD /kv/a HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            got.push(byte[0]);
+        }
+        assert!(got.starts_with(b"HTTP/1.1 200"));
+    }
+    let after = [sleeps(&daemon, "lane"), sleeps(&daemon, "socket lane")];
+    assert!(after[1] >= before[1] + 10, "{before:?} {after:?}");
+    assert!(after[0] < before[0] + 10, "{before:?} {after:?}");
 }
