@@ -18,6 +18,7 @@ mod support {
     pub(crate) mod daemon;
     #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod measure;
+    #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod proc;
 }
 

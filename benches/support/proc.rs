@@ -28,6 +28,11 @@ pub(crate) fn switches(pid: &str) -> u64 {
     tasks.map(|task| field(&status(task), "voluntary_ctxt_switches")).sum()
 }
 
+/// How many of a kind it has now: `fd`, descriptors, or `task`, threads.
+pub(crate) fn entries(pid: &str, kind: &str) -> usize {
+    fs::read_dir(format!("/proc/{pid}/{kind}")).map_or(0, Iterator::count)
+}
+
 /// Processor time.
 pub(crate) fn ticks(pid: &str) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
