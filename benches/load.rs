@@ -1,4 +1,5 @@
-//! Hot GETs over TCP with keep-alive: larder from its memory tier against nginx from the page cache.
+//! Hot GETs over TCP with keep-alive: larder from its memory tier, and from its disk tier, against nginx
+//! from files; what is on disk is in the page cache.
 //!
 //! M5: at least nginx's rate, p99 no worse. `wrk` makes the load and shares the machine with who is
 //! measured, so rates are shares of processor time; rounds alternate, and the processor time of an
@@ -39,6 +40,28 @@ const TICK_US: f64 = 10_000.0;
 /// Threads of a generator; connections are shared among them.
 const THREADS: usize = 2;
 
+/// A daemon that answers from one of its tiers, and nginx.
+struct Rivals {
+    daemon: Daemon,
+    servers: [Server; 2],
+    tier: Tier,
+}
+
+/// Where larder has it from.
+#[derive(Clone, Copy)]
+struct Tier {
+    name: &'static str,
+    flags: &'static [&'static str],
+    /// Grows with each answer.
+    counter: &'static str,
+}
+
+const TIERS: [Tier; 2] = [
+    Tier { name: "from memory", flags: &[], counter: "requests/kv/hit_memory" },
+    // No entry fits into a memory tier of nothing.
+    Tier { name: "from disk", flags: &["--memory", "0"], counter: "requests/kv/hit_disk" },
+];
+
 /// Who serves, and where.
 struct Server {
     name: &'static str,
@@ -67,34 +90,45 @@ fn main() {
         fs::write(root.join("kv").join(name), body(size)).expect("a file can be written");
     }
     let Some(nginx) = Nginx::start_static(&root) else { return };
-    let daemon = Daemon::start(&work.path().join("larder"), &[]);
-    let servers = [
-        Server { name: "larder", addr: daemon.addr(), pid: daemon.pid() },
-        Server { name: "nginx", addr: nginx.addr(), pid: nginx.pid },
-    ];
-    for (name, size) in BODIES {
-        let path = format!("/kv/{name}");
-        let put = http::send(daemon.addr(), "PUT", &path, &body(size)).expect("larder answers");
-        assert_eq!(put.status, 201, "PUT {path}");
-        for server in &servers {
-            // The first get brings the body into the memory tier and into nginx's cache.
-            for _ in 0..2 {
-                let got = http::send(server.addr, "GET", &path, b"").expect("a server answers");
-                assert!(got.status == 200 && got.body == body(size), "{} lies", server.name);
-            }
-        }
-    }
     say(&format!(
-        "larder (memory tier) and nginx (two workers, sendfile, open_file_cache, no log); \
+        "larder and nginx (two workers, sendfile, open_file_cache, no log); \
          `wrk -t{THREADS} --latency`; `{}`",
         Plan::command("load")
     ));
+    let all = TIERS.map(|tier| Rivals::start(tier, &work.path().join(tier.name), &nginx));
     let runs = plan.runs(9, 1);
-    over_tcp(plan, runs, &Generator::shared(&wrk), &servers, &daemon);
-    over_both(plan, &servers, &daemon.socket());
+    for rivals in &all {
+        over_tcp(plan, runs, &Generator::shared(&wrk), rivals);
+        over_both(plan, rivals);
+    }
     if std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 2) {
-        servers.iter().for_each(|server| keep_on_core(server.pid, "1"));
-        over_tcp(plan, runs, &Generator::apart(&wrk), &servers, &daemon);
+        for rivals in &all {
+            rivals.servers.iter().for_each(|server| keep_on_core(server.pid, "1"));
+            over_tcp(plan, runs, &Generator::apart(&wrk), rivals);
+        }
+    }
+}
+
+impl Rivals {
+    /// Everything is put, and got twice, so that each has it where it will have it from.
+    fn start(tier: Tier, dir: &Path, nginx: &Nginx) -> Self {
+        let daemon = Daemon::start(dir, tier.flags);
+        let servers = [
+            Server { name: "larder", addr: daemon.addr(), pid: daemon.pid() },
+            Server { name: "nginx", addr: nginx.addr(), pid: nginx.pid },
+        ];
+        for (name, size) in BODIES {
+            let path = format!("/kv/{name}");
+            let put = http::send(daemon.addr(), "PUT", &path, &body(size)).expect("larder answers");
+            assert_eq!(put.status, 201, "PUT {path}");
+            for server in &servers {
+                for _ in 0..2 {
+                    let got = http::send(server.addr, "GET", &path, b"").expect("a server answers");
+                    assert!(got.status == 200 && got.body == body(size), "{} lies", server.name);
+                }
+            }
+        }
+        Self { daemon, servers, tier }
     }
 }
 
@@ -146,16 +180,11 @@ fn body(size: usize) -> Vec<u8> {
     (0..size).map(|at| u8::try_from((at * 31 + at / 251) % 256).expect("a byte")).collect()
 }
 
-fn over_tcp(
-    plan: Plan,
-    runs: usize,
-    generator: &Generator<'_>,
-    servers: &[Server; 2],
-    daemon: &Daemon,
-) {
+fn over_tcp(plan: Plan, runs: usize, generator: &Generator<'_>, rivals: &Rivals) {
+    let Rivals { daemon, servers, tier } = rivals;
     let seconds = if plan.is_short() { 1 } else { 2 };
     let mut table = Table::new(
-        generator.title,
+        &format!("{}, larder {}", generator.title, tier.name),
         &[
             "body",
             "connections",
@@ -176,7 +205,7 @@ fn over_tcp(
     for (name, _) in BODIES {
         for connections in generator.connections {
             let mut told: [Vec<Told>; 2] = [Vec::new(), Vec::new()];
-            let before = daemon.count("requests/kv/hit_memory");
+            let before = daemon.count(tier.counter);
             interleave(&[0, 1], runs, |at| {
                 let url = format!("http://{}/kv/{name}", servers[*at].addr);
                 let before = processor_us(servers[*at].pid);
@@ -186,8 +215,8 @@ fn over_tcp(
                 run.per_second
             });
             let asked: u64 = told[0].iter().map(|run| run.requests).sum();
-            let hits = daemon.count("requests/kv/hit_memory") - before;
-            assert!(hits >= asked, "{hits} hits in memory of {asked} requests");
+            let hits = daemon.count(tier.counter) - before;
+            assert!(hits >= asked, "{hits} answers {} to {asked} requests", tier.name);
             table.row(row(name, *connections, &told));
         }
     }
@@ -289,11 +318,16 @@ trait Wire: Read + Write {}
 impl Wire for TcpStream {}
 impl Wire for UnixStream {}
 
-fn over_both(plan: Plan, servers: &[Server; 2], socket: &Path) {
-    let ways = [Way::Unix(socket.to_owned()), Way::Tcp(servers[0].addr), Way::Tcp(servers[1].addr)];
+fn over_both(plan: Plan, rivals: &Rivals) {
+    let servers = &rivals.servers;
+    let socket = Way::Unix(rivals.daemon.socket());
+    let ways = [socket, Way::Tcp(servers[0].addr), Way::Tcp(servers[1].addr)];
     let (runs, time) = if plan.is_short() { (1, 300) } else { (9, 1000) };
     let mut table = Table::new(
-        "Hot GET, own generator, two connections, one question at a time",
+        &format!(
+            "Hot GET, own generator, two connections, one question at a time, larder {}",
+            rivals.tier.name
+        ),
         &[
             "body",
             "N",
