@@ -35,6 +35,8 @@
 //! - `cache` knows no protocol; `frontend` opens no file and calls no backend; `worker` is never
 //!   awaited by a request; only `store` touches the store; only `tasks` spawns; only `config` reads
 //!   the environment; only `units` reads the clock. A test holds the arrows.
+//! - Flights, the store and the uploader's word to those who wait take their locks from `tasks::sync`, so
+//!   that `tests/races` can explore their interleavings.
 
 pub mod units;
 pub mod wire;

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use crate::store::record::{EntryMeta, Place, Row, Stamp};
 use crate::store::segment::{Position, Tag};
 use crate::store::space::Space;
 use crate::store::tail::{Append, Tail};
+use crate::tasks::sync::{AtomicU64, JoinHandle, Mutex, thread};
 use crate::telemetry::Metrics;
 use crate::units::{ByteSize, Clock, Percent, Timestamp};
 
@@ -136,7 +137,7 @@ struct Inner {
     fresh_since: u32,
     touches: Mutex<Touches>,
     open_segments: Mutex<HashMap<u32, Arc<File>>>,
-    committer: Mutex<Option<std::thread::JoinHandle<bool>>>,
+    committer: Mutex<Option<JoinHandle<bool>>>,
     nonce: String,
     /// Looks into the index that failed: what was not found then may be there.
     index_faults: AtomicU64,
@@ -200,8 +201,7 @@ impl Store {
     fn start_committer(&self) -> io::Result<()> {
         // The thread keeps the store open until `close`.
         let inner = self.inner.clone();
-        let handle =
-            crate::tasks::thread("larder-commit", move || inner.tail.commit_until_stopped())?;
+        let handle = thread("larder-commit", move || inner.tail.commit_until_stopped())?;
         *self.inner.committer.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
         Ok(())
     }

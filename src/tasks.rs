@@ -15,6 +15,8 @@ use tokio::sync::watch;
 
 use crate::telemetry::log;
 
+pub mod sync;
+
 /// What others leave of the processors is enough. The kernel derives the priority of the thread's disk
 /// accesses from it.
 #[cfg(target_os = "linux")]
@@ -93,24 +95,21 @@ impl Tasks {
     }
 
     /// Runs `future` as a task that `drain` waits for.
-    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn(
         &self,
         name: &'static str,
         future: impl Future<Output = ()> + Send + 'static,
-    ) -> tokio::task::AbortHandle {
+    ) -> sync::AbortHandle {
         let alive = Alive::new(self.inner.clone());
-        let handle = self.runtime.spawn(async move {
+        sync::spawn(&self.runtime, async move {
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
                 alive.0.panics.fetch_add(1, Ordering::Relaxed);
                 log::panicked(name, panic.as_ref());
             }
-        });
-        handle.abort_handle()
+        })
     }
 
     /// Runs blocking work off the reactor. None if it panicked.
-    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub async fn blocking<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -120,7 +119,7 @@ impl Tasks {
         if self.inner.is_inline {
             return Some(work());
         }
-        let done = self.runtime.spawn_blocking(move || {
+        let done = sync::spawn_blocking(&self.runtime, move || {
             let _counted = alive;
             work()
         });

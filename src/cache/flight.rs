@@ -9,13 +9,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use crate::entry::body::{Source, Streaming};
 use crate::entry::{BodyError, Chunks, Key, Meta, RealmId, Why};
+use crate::tasks::sync::{Mutex, watch};
 
 /// What followers read at a time, at most: it was written a moment ago, and comes a piece at a time.
 const PIECE_MAX: u64 = 32 << 10;

@@ -8,8 +8,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, RwTxn, WithoutTls};
@@ -19,6 +19,7 @@ use crate::store::layout::Layout;
 use crate::store::record::{Cursor, Row};
 use crate::store::segment::Position;
 use crate::store::trust;
+use crate::tasks::sync::{AtomicBool, RwLock};
 
 mod reading;
 pub mod sound;

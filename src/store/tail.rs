@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::entry::RealmId;
@@ -19,6 +19,7 @@ use crate::store::index::{Covered, Index, Op, Owed};
 use crate::store::layout::Layout;
 use crate::store::record::Row;
 use crate::store::segment::{self, Position, Tag};
+use crate::tasks::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock};
 use crate::telemetry::Metrics;
 
 mod commit;

@@ -74,10 +74,7 @@ fn arrows_follow_the_data_and_never_turn_back() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let from = room(&path);
-        if from == "lib"
-            || path.ends_with("tests.rs")
-            || path.components().any(|c| c.as_os_str() == "tests")
-        {
+        if from == "lib" || is_of_tests(&path) {
             continue;
         }
         let to = allowed.get(from.as_str()).unwrap_or_else(|| panic!("no line for {from}"));
@@ -92,6 +89,10 @@ fn arrows_follow_the_data_and_never_turn_back() {
     wrong.sort();
     wrong.dedup();
     assert!(wrong.is_empty(), "arrows that turn back:\n{}", wrong.join("\n"));
+}
+
+fn is_of_tests(path: &Path) -> bool {
+    path.ends_with("tests.rs") || path.components().any(|c| c.as_os_str() == "tests")
 }
 
 /// The first name after `crate::`, or the first ones of `crate::{…}`.
@@ -113,6 +114,27 @@ fn no_two_rooms_use_each_other() {
             assert!(!back.split_whitespace().any(|r| r == *a), "{a} <-> {b}");
         }
     }
+}
+
+/// What `tests/races` explores. A lock of std's there is one that no interleaving is tried at, and that
+/// stops the exploration when it is held.
+#[test]
+fn what_is_explored_takes_its_locks_from_the_seam() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let is_explored = room(&path) == "store" && !is_of_tests(&path)
+            || ["cache/flight.rs", "uploader/uploads.rs"].iter().any(|p| path.ends_with(p));
+        let is_lock = |line: &str| {
+            let word = |name: &str| line.split(|c: char| !c.is_alphanumeric()).any(|w| w == name);
+            line.starts_with("use std::sync::")
+                && ["Mutex", "RwLock", "Condvar"].into_iter().any(word)
+                || line.starts_with("use tokio::sync::")
+                || line.contains("std::thread::")
+        };
+        let lines = code(&text).lines().filter(|line| is_explored && is_lock(line));
+        wrong.extend(lines.map(|line| format!("{}: {line}", path.display())));
+    }
+    assert!(wrong.is_empty(), "locks that are not of tasks::sync:\n{}", wrong.join("\n"));
 }
 
 #[test]

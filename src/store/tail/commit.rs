@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::store::segment::Position;
 use crate::store::tail::{COMMIT_EVERY, COMMIT_OPS, RETRY_EVERY, State, Tail};
+use crate::tasks::sync::MutexGuard;
 
 impl Tail {
     /// The committing thread's life; whether its last commit went well.

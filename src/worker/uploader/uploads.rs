@@ -1,13 +1,13 @@
 //! What the uploader and those who wait for it say to each other.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::store::Store;
+use crate::tasks::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, watch};
 
 /// How far the uploader is.
 #[derive(Clone, Copy, Debug, Default)]
