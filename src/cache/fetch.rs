@@ -30,6 +30,9 @@ impl Cache {
         key: Key,
         question: Question,
     ) {
+        if let Some(end) = self.brought(realm, &key).await {
+            return leader.end(end);
+        }
         let end = match key.kind {
             Kind::Go => self.fetch_go(&upstream, &name, &key, question).await,
             Kind::Content | Kind::Action | Kind::Opaque => {
@@ -48,6 +51,24 @@ impl Cache {
             End::Failed(_) => {}
         }
         leader.end(end);
+    }
+
+    /// What the last flight of this key has come to, if it ended after this client had looked:
+    ///   looks, and finds nothing · a flight brings it, and ends · joins: the first of a new one.
+    async fn brought(&self, realm: RealmId, key: &Key) -> Option<End> {
+        if self.inner.absent.contains(realm, key) {
+            return Some(End::Failed(Why::Absent));
+        }
+        let blob = match key.kind {
+            Kind::Go => {
+                let row = self.inner.store.find(key)?;
+                self.go_blob(key, &row).await
+            }
+            Kind::Content | Kind::Action | Kind::Opaque => {
+                self.local(key).await.map(|(blob, _)| blob)
+            }
+        };
+        blob.map(|blob| End::Stored(blob.meta))
     }
 
     async fn fetch_plain(

@@ -79,3 +79,20 @@ async fn a_value_is_read_in_parts_whatever_its_length() {
     backend.forget_ranges();
     assert_eq!(read(1 << 20).await.unwrap().unwrap().len(), 3 * round + 7);
 }
+
+/// Whoever had looked here before a flight ended, and joined after, began another.
+#[tokio::test]
+async fn what_a_flight_has_just_brought_is_not_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Arc::new(MemoryBackend::new());
+    let cache = cache_before(dir.path(), backend.clone());
+    let realm = cache.realms().resolve(realm::Wanted::default()).unwrap();
+    let key = Key::opaque(realm.id, "key").unwrap();
+    backend.insert(realm.name_of(&key), "body");
+    // Both have looked here, and found nothing.
+    for _ in 0..2 {
+        let lookup = cache.upstream(&realm, &key).await;
+        assert!(matches!(lookup, Lookup::Hit(..)), "{lookup:?}");
+    }
+    assert_eq!(backend.calls(&realm.name_of(&key)).gets, 1);
+}
