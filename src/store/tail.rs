@@ -325,15 +325,21 @@ impl Change<'_> {
     /// Owes an upload; an older one of the same key is replaced.
     pub(super) fn owe(&mut self, owed: Owed) -> u64 {
         let identity = owed.identity();
-        if let Some(older) = self.tail.owed_number(&identity) {
-            self.forget_owed(older);
-        }
+        let older = self.tail.owed_number(&identity);
+        let older = older.and_then(|older| Some((older, self.tail.owed_by_number(older)?)));
         let number = self.state.covered.next_number;
         self.state.covered.next_number += 1;
         self.state.covered.owed_bytes += owed.size;
-        self.tail.owed_entries.fetch_add(1, Ordering::Relaxed);
         let sequence = self.state.sequence + 1;
         let mut overlay = self.tail.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        // At once, or whoever waits for all that is owed would find nothing in between.
+        if let Some((older, replaced)) = older {
+            let bytes = &mut self.state.covered.owed_bytes;
+            *bytes = bytes.saturating_sub(replaced.size);
+            overlay.owed.insert(older, (sequence, None));
+        } else {
+            self.tail.owed_entries.fetch_add(1, Ordering::Relaxed);
+        }
         overlay.owed.insert(number, (sequence, Some(owed.clone())));
         overlay.owed_keys.insert(identity, (sequence, Some(number)));
         drop(overlay);

@@ -251,3 +251,28 @@ fn a_store_that_opens_leaves_bodies_that_somebody_is_writing() {
     let _store = bench.open();
     assert!(young.exists() && !old.exists());
 }
+
+/// In the middle of a put nothing was owed for a moment, and a flush took that for the end.
+#[test]
+fn an_upload_that_is_replaced_is_owed_all_the_time() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let realm = Some(RealmId([7; 16]));
+    bench.put(&store, &opaque("key"), b"0", realm);
+    let is_over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let watching = {
+        let (store, is_over) = (store.clone(), is_over.clone());
+        let look = move || {
+            while !is_over.load(Ordering::Relaxed) {
+                assert!(store.owed_entries() > 0 && !store.owed_from(0, 1).is_empty());
+            }
+        };
+        thread("look", look).unwrap()
+    };
+    for n in 0..10_000_u32 {
+        bench.put(&store, &opaque("key"), &n.to_le_bytes(), realm);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    watching.join().unwrap();
+    store.close();
+}
