@@ -311,9 +311,8 @@ impl Cache {
         for realm in realm.chain() {
             let key = key.in_realm(realm.id);
             if let Some(row) = self.inner.store.find(&key)
-                && self.is_sound(&key, row).await
+                && self.holds(&key, row).await
             {
-                self.inner.store.touch(&key, &row);
                 return Ok(Some(row.size));
             }
         }
@@ -334,12 +333,12 @@ impl Cache {
     }
 
     /// Whether a row's file is unchanged. After a boot it is hashed again, which takes a while.
-    async fn is_sound(&self, key: &Key, row: Row) -> bool {
+    async fn holds(&self, key: &Key, row: Row) -> bool {
         if row.size <= READ_HERE_MAX {
-            return self.inner.store.is_sound(key, &row);
+            return self.inner.store.holds(key, &row);
         }
         let (store, key) = (self.inner.store.clone(), key.clone());
-        let work = move || store.is_sound(&key, &row);
+        let work = move || store.holds(&key, &row);
         self.inner.tasks.blocking("look at an entry", work).await.unwrap_or(false)
     }
 

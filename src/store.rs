@@ -5,7 +5,7 @@
 //! room blocks: callers decide on which thread.
 //!
 //! Order of reading: `segment` and `record` (bytes), `layout` (names), `index` (LMDB), `tail` (what
-//! is acknowledged), `replay` (start), `file`, `space` and `evict`, then this file.
+//! is acknowledged), `replay` (start), `file`, `touch`, `space` and `evict`, then this file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,10 +20,11 @@ use bytes::Bytes;
 use crate::entry::{Key, Meta, RealmId};
 use crate::store::index::{Index, IndexError, Owed};
 use crate::store::layout::{Layout, LayoutError};
-use crate::store::record::{EntryMeta, Place, Row, Stamp};
+use crate::store::record::{EntryMeta, Row, Stamp};
 use crate::store::segment::{Position, Tag};
 use crate::store::space::Space;
 use crate::store::tail::{Append, Tail};
+use crate::store::touch::Touches;
 use crate::tasks::sync::{AtomicU64, JoinHandle, Mutex, thread};
 use crate::telemetry::Metrics;
 use crate::units::{ByteSize, Clock, Percent, Timestamp};
@@ -44,6 +45,7 @@ pub mod spool;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod touch;
 mod trust;
 pub mod verify;
 
@@ -63,10 +65,6 @@ pub struct Config {
     pub floor: Option<Limit>,
 }
 
-/// A touch is noted when the last one is older than this: recency is coarse.
-const TOUCH_EVERY_S: u32 = 300;
-/// Touches held in memory before they are written early.
-const TOUCHES_MAX: usize = 64 << 10;
 /// Segments kept open for reading.
 const OPEN_SEGMENTS_MAX: usize = 64;
 
@@ -143,12 +141,6 @@ struct Inner {
     index_faults: AtomicU64,
     /// Held as long as the store is open.
     lock: File,
-}
-
-#[derive(Default)]
-struct Touches {
-    keys: HashMap<Vec<u8>, u32>,
-    segments: HashMap<u32, u32>,
 }
 
 impl std::fmt::Debug for Store {
@@ -266,44 +258,6 @@ impl Store {
 
     pub fn realms(&self) -> Vec<(RealmId, String)> {
         self.inner.index.read().and_then(|reading| reading.realms()).unwrap_or_default()
-    }
-
-    /// Notes that an entry is used, unless that was noted lately.
-    pub fn touch(&self, key: &Key, row: &Row) {
-        let now = seconds(self.inner.clock.now());
-        if now.saturating_sub(row.touched) < TOUCH_EVERY_S && row.condemned == 0 {
-            return;
-        }
-        let mut touches = self.inner.touches.lock().unwrap_or_else(PoisonError::into_inner);
-        touches.keys.insert(key.encode(), now);
-        if row.place == Place::Inline {
-            touches.segments.insert(row.at.segment, now);
-        }
-        if touches.keys.len() >= TOUCHES_MAX {
-            drop(touches);
-            self.flush_touches();
-        }
-    }
-
-    /// Writes the touches noted since the last time.
-    pub fn flush_touches(&self) {
-        let touches =
-            std::mem::take(&mut *self.inner.touches.lock().unwrap_or_else(PoisonError::into_inner));
-        if touches.keys.is_empty() {
-            return;
-        }
-        if let Ok(mut change) = self.inner.tail.begin() {
-            for (key, at) in touches.keys {
-                // Found under the change's lock, so that no newer row is overwritten.
-                if let Some(row) = self.find_encoded(&key) {
-                    let touched = row.touched.max(at);
-                    change.put(key, Row { touched, condemned: 0, ..row });
-                }
-            }
-            for (segment, at) in touches.segments {
-                change.segment_touched(segment, at);
-            }
-        }
     }
 
     /// Waits until everything acknowledged is on stable storage.

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::entry::Key;
-use crate::store::record::{EntryMeta, Place, Row};
-use crate::store::{Store, seconds};
+use crate::store::record::{EntryMeta, Place, Row, Stamp};
+use crate::store::{Store, layout, seconds};
 use crate::units::{Random, Timestamp};
 
 mod needs;
@@ -44,13 +44,22 @@ pub struct Evicted {
 #[derive(Debug)]
 pub struct Eviction {
     random: Random,
-    /// Files that are about to go: since when, and how large they are.
-    condemned: HashMap<Vec<u8>, (u32, u64)>,
+    /// Files that are about to go.
+    condemned: HashMap<Vec<u8>, Condemned>,
     judged: HashMap<u32, Judged>,
     /// What builds use that go on now was used since then.
     live_since: Option<u32>,
     owed: Owed,
     state: State,
+}
+
+/// A file that is about to go.
+#[derive(Clone, Copy, Debug)]
+struct Condemned {
+    since: u32,
+    size: u64,
+    /// What was in its place then.
+    stamp: Option<Stamp>,
 }
 
 /// What the last step has come to.
@@ -108,7 +117,7 @@ impl Store {
     pub fn evict_step(&self, eviction: &mut Eviction) -> Evicted {
         let mut done = self.remove_condemned(eviction);
         let excess = self.excess();
-        let pending: u64 = eviction.condemned.values().map(|(_, size)| size).sum();
+        let pending: u64 = eviction.condemned.values().map(|victim| victim.size).sum();
         eviction.state = State::Well;
         if excess > pending + done.bytes {
             eviction.state = self.choose_victims(eviction, excess - pending, &mut done);
@@ -167,17 +176,11 @@ impl Store {
         self.flush_touches();
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
-        eviction.condemned.retain(|key, (since, _)| {
-            if now.saturating_sub(*since) < GRACE_S {
+        eviction.condemned.retain(|key, victim| {
+            if now.saturating_sub(victim.since) < GRACE_S {
                 return true;
             }
-            let Some(row) = self.find_encoded(key) else { return false };
-            let touched = self.touched(key, &row);
-            // A build may have begun, and used it, while it was chosen.
-            if touched >= *since || row.condemned == 0 || needs.is_live(touched) {
-                self.pardon(key, row);
-            } else if let Some(key) = Key::decode(key) {
-                self.remove_row(&key, &row);
+            if let Some(row) = self.remove_unused(key, victim, &needs) {
                 done.entries += 1;
                 done.bytes += row.size;
             }
@@ -186,11 +189,28 @@ impl Store {
         done
     }
 
-    fn pardon(&self, key: &[u8], row: Row) {
-        if let Ok(mut change) = self.inner.tail.begin() {
-            let now = seconds(self.inner.clock.now());
-            change.put(key.to_vec(), Row { condemned: 0, touched: now, ..row });
+    /// Removes a condemned file, or pardons it if somebody has used it since; what is gone.
+    fn remove_unused(&self, key: &[u8], victim: &Condemned, needs: &Needs) -> Option<Row> {
+        let mut change = self.inner.tail.begin().ok()?;
+        let row = self.find_encoded(key)?;
+        // Held until it is gone: see `touch`.
+        let touches = self.touches();
+        let touched = row.touched.max(touches.of(key).unwrap_or(0)).max(self.inner.fresh_since);
+        // A build may have begun, and used it, while it was chosen.
+        let is_used = touched >= victim.since || row.condemned == 0 || needs.is_live(touched);
+        // A helper that puts it anew has it in place before it tells of it.
+        if is_used || self.stamp_of(&row) != victim.stamp {
+            change.put(key.to_vec(), Row { condemned: 0, touched: needs.now, ..row });
+            return None;
         }
+        self.take_out(&mut change, key, &row);
+        Some(row)
+    }
+
+    /// What is in a file's place now.
+    fn stamp_of(&self, row: &Row) -> Option<Stamp> {
+        let file = std::fs::metadata(self.inner.layout.file(&row.digest)).ok()?;
+        Some(layout::stamp(&file, self.inner.boot))
     }
 
     /// Marks the least recently used of sampled files, as many as cover the excess; false if none
@@ -224,7 +244,8 @@ impl Store {
             drop(change);
             freed += row.size;
             done.condemned += 1;
-            eviction.condemned.insert(key, (needs.now, row.size));
+            let (since, size, stamp) = (needs.now, row.size, self.stamp_of(&row));
+            eviction.condemned.insert(key, Condemned { since, size, stamp });
         }
         freed > 0
     }
@@ -259,15 +280,7 @@ impl Store {
     /// When an entry was last used, as far as it is known; after an unclean stop nothing is older
     /// than the start.
     fn touched(&self, key: &[u8], row: &Row) -> u32 {
-        let noted = self
-            .inner
-            .touches
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .keys
-            .get(key)
-            .copied()
-            .unwrap_or(0);
+        let noted = self.touches().of(key).unwrap_or(0);
         row.touched.max(noted).max(self.inner.fresh_since)
     }
 

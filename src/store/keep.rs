@@ -43,9 +43,8 @@ impl Store {
     ) -> Result<Put, StoreError> {
         let before = self.find(key);
         if let (Kind::Content, Some(row)) = (key.kind, &before)
-            && self.is_sound(key, row)
+            && self.holds(key, row)
         {
-            self.touch(key, row);
             if let Some(realm) = owed {
                 self.owe(key, row, realm)?;
             }
@@ -222,26 +221,34 @@ impl Store {
     /// False if another row stands there by now: it was put anew, moved or removed.
     pub(super) fn remove_row(&self, key: &Key, row: &Row) -> bool {
         let encoded = key.encode();
-        let removed = self.inner.tail.begin().and_then(|mut change| {
-            // Not ours to remove.
-            if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
-                return Ok(false);
+        let mut change = match self.inner.tail.begin() {
+            Ok(change) => change,
+            Err(error) => {
+                self.fault("write a removal", &error);
+                // Trying again would change nothing.
+                return true;
             }
-            if row.place == Place::File {
-                self.unlink(row);
-            }
-            let mark = Append { tag: Tag::Removal, key: &encoded, meta: &[], body: &[] };
-            // Without the mark the entry could come back if the index had to be built again; it
-            // must go from the index all the same.
-            let marked = change.append(&mark);
-            change.remove(encoded.clone(), Some(row.at));
-            marked.map(|_| true)
-        });
-        // What could not be marked is gone from the index all the same, or the store is failing.
-        removed.unwrap_or_else(|error| {
+        };
+        // Not ours to remove.
+        if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
+            return false;
+        }
+        self.take_out(&mut change, &encoded, row);
+        true
+    }
+
+    /// Takes an entry out that stands there: file, mark and row.
+    pub(super) fn take_out(&self, change: &mut Change<'_>, key: &[u8], row: &Row) {
+        if row.place == Place::File {
+            self.unlink(row);
+        }
+        let mark = Append { tag: Tag::Removal, key, meta: &[], body: &[] };
+        // Without the mark the entry could come back if the index had to be built again; it must go
+        // from the index all the same.
+        if let Err(error) = change.append(&mark) {
             self.fault("write a removal", &error);
-            true
-        })
+        }
+        change.remove(key.to_vec(), Some(row.at));
     }
 
     pub(super) fn unlink(&self, row: &Row) {

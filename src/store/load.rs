@@ -38,10 +38,18 @@ impl Store {
     /// Reads and verifies what `row` says. None, counted, if it is damaged or gone.
     pub fn load(&self, key: &Key, row: &Row) -> Option<Stored> {
         self.touch(key, row);
-        match row.place {
-            Place::Inline => self.load_inline(key, row),
-            Place::File => self.load_file(key, row).map(|file| Stored::File(row.meta(), file)),
-            Place::Elsewhere => self.load_elsewhere(key, row),
+        let mut row = *row;
+        loop {
+            let stored = match row.place {
+                Place::Inline => self.load_inline(key, &row),
+                Place::File => self.load_file(key, &row).map(|file| Stored::File(row.meta(), file)),
+                Place::Elsewhere => self.load_elsewhere(key, &row),
+            };
+            if stored.is_some() {
+                return stored;
+            }
+            // To make room it may have been copied to another segment, and its old one removed.
+            row = self.find(key).filter(|now| now.at != row.at)?;
         }
     }
 
@@ -111,9 +119,13 @@ impl Store {
         }
         match file::hash(&path) {
             Ok((digest, size)) if digest == row.digest && size == row.size => {
-                let restamped = Row { stamp, ..*row };
+                let key = key.encode();
                 if let Ok(mut change) = self.inner.tail.begin() {
-                    change.put(key.encode(), restamped);
+                    // Under the lock: it may have been used, put anew or removed meanwhile.
+                    match self.find_encoded(&key) {
+                        Some(now) if now.at == row.at => change.put(key, Row { stamp, ..now }),
+                        now => return now.is_some(),
+                    }
                 }
                 true
             }
@@ -128,10 +140,17 @@ impl Store {
         }
     }
 
+    /// As `is_sound`, for somebody who is told so: it stays as what is used does.
+    pub fn holds(&self, key: &Key, row: &Row) -> bool {
+        self.touch(key, row);
+        self.is_sound(key, row)
+    }
+
     /// Whether an entry is there without reading it: its file unchanged, its record in a segment.
     pub fn is_sound(&self, key: &Key, row: &Row) -> bool {
         match row.place {
-            Place::Inline => true,
+            // It may have been removed since it was looked up.
+            Place::Inline => self.find(key).is_some(),
             Place::File => self.vouch(key, row),
             Place::Elsewhere => {
                 let content = Key::content(row.digest);
@@ -144,9 +163,10 @@ impl Store {
         let file = match self.segment(row.at.segment) {
             Ok(file) => file,
             Err(error) => {
-                // What cannot be opened for another reason may be there in a moment.
-                if error.kind() == io::ErrorKind::NotFound {
-                    self.forget(key, row);
+                // What cannot be opened for another reason may be there in a moment; what stands
+                // elsewhere by now is no fault.
+                if error.kind() == io::ErrorKind::NotFound && !self.remove_row(key, row) {
+                    return None;
                 }
                 self.fault("open a segment", &error);
                 return None;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::GO_DAY_S;
 use crate::entry::Digest;
-use crate::store::{Store, TOUCH_EVERY_S};
+use crate::store::Store;
+use crate::store::touch::TOUCH_EVERY_S;
 
 /// Under pressure the day shrinks to this: longer than builds take.
 const HOURS_S: u32 = 3 * 3600;

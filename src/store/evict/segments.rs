@@ -188,14 +188,22 @@ impl Store {
             Tag::Entry => {
                 let live = self.find_encoded(&record.key).filter(|row| row.at == at);
                 let Some(row) = live else { return Ok(ControlFlow::Break(false)) };
+                let noted = self.touches().of(&record.key);
                 if !self.is_worth_keeping(needs, level, &record.key, &row) {
                     let mut change = self.inner.tail.begin()?;
-                    let still = self.find_encoded(&record.key).is_some_and(|row| row.at == at);
+                    let now = self.find_encoded(&record.key);
                     self.check_index(faults)?;
-                    if still {
-                        change.remove(record.key.clone(), Some(at));
+                    // Held until it is gone: see `touch`.
+                    let touches = self.touches();
+                    match now.filter(|now| now.at == at) {
+                        None => return Ok(ControlFlow::Break(false)),
+                        Some(now) if now == row && touches.of(&record.key) == noted => {
+                            change.remove(record.key.clone(), Some(at));
+                            return Ok(ControlFlow::Break(true));
+                        }
+                        // Used since it was looked at.
+                        Some(_) => {}
                     }
-                    return Ok(ControlFlow::Break(still));
                 }
                 true
             }

@@ -184,3 +184,76 @@ fn what_was_condemned_before_a_restart_is_condemned_again() {
     assert!(store.used_bytes() < 1 << 20, "{}", store.used_bytes());
     store.close();
 }
+
+/// Between the look whether somebody uses a file, and its removal, clients were told that it is there.
+#[test]
+fn a_file_that_is_handed_out_as_it_is_to_go_stays() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(1));
+    let bodies: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 255_000]).collect();
+    for body in &bodies {
+        bench.put(&store, &content(body), body, None);
+    }
+    store.sync(Duration::from_secs(10));
+    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    let mut eviction = Eviction::new(1);
+    assert!(store.evict_step(&mut eviction).condemned > 0);
+    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    // The evictor waits its turn, as it does behind a put.
+    let change = store.inner.tail.begin().unwrap();
+    let evicting = {
+        let store = store.clone();
+        thread("evict", move || store.evict_step(&mut eviction)).unwrap()
+    };
+    (0..10_000).for_each(|_| std::thread::yield_now());
+    let holds = |body: &Vec<u8>| {
+        let row = store.find(&content(body));
+        row.is_some_and(|row| store.holds(&content(body), &row))
+    };
+    assert!(bodies.iter().all(holds), "all are still there");
+    drop(change);
+    assert_eq!(evicting.join().unwrap().entries, 0);
+    assert!(bodies.iter().all(holds), "and stay");
+    store.close();
+}
+
+/// A helper's put is in place before the daemon hears of it.
+#[test]
+fn an_output_that_is_placed_anew_as_it_is_to_go_stays() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(1));
+    let bodies: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 255_000]).collect();
+    for body in &bodies {
+        bench.put(&store, &content(body), body, None);
+    }
+    store.sync(Duration::from_secs(10));
+    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    let mut eviction = Eviction::new(1);
+    assert!(store.evict_step(&mut eviction).condemned > 0);
+    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    for body in &bodies {
+        let mut output = file::Finished::of(body.clone());
+        output.place(store.layout(), store.boot()).unwrap();
+    }
+    assert_eq!(store.evict_step(&mut eviction).entries, 0);
+    store.close();
+}
+
+/// Who had looked an entry up, and read it when its segment was gone, was told that it is not there.
+#[test]
+fn an_entry_that_is_moved_before_it_is_read_is_read() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(2));
+    let mut eviction = Eviction::new(1);
+    bench.put(&store, &opaque("hot"), &body(1000), None);
+    let before = store.find(&opaque("hot")).unwrap();
+    for n in 0..150 {
+        bench.clock.advance(Duration::from_secs(600));
+        assert!(body_of(&store, &opaque("hot")).is_some());
+        fill(&bench, &store, &mut eviction, n..n + 1);
+    }
+    assert_ne!(store.find(&opaque("hot")).unwrap().at, before.at, "it was moved");
+    assert!(store.load(&opaque("hot"), &before).is_some());
+    assert_eq!(bench.metrics.store_faults.get(), 0, "that is no fault");
+    store.close();
+}
