@@ -166,7 +166,9 @@ fn keep_on_core(pid: u32, core: &str) {
     for pid in std::iter::once(pid).chain(children(pid)) {
         let output =
             Command::new("taskset").args(["-a", "-c", "-p", core]).arg(pid.to_string()).output();
-        assert!(output.is_ok_and(|output| output.status.success()), "taskset moves {pid}");
+        if !output.is_ok_and(|output| output.status.success()) {
+            say(&format!("process {pid} was not kept on core {core}: others share it"));
+        }
     }
 }
 

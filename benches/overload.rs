@@ -321,7 +321,9 @@ fn keep_on_core(pid: u32, core: &str) {
     }
     let mut command = Command::new("taskset");
     let output = command.args(["-a", "-c", "-p", core]).arg(pid.to_string()).output();
-    assert!(output.is_ok_and(|output| output.status.success()), "taskset moves {pid}");
+    if !output.is_ok_and(|output| output.status.success()) {
+        say(&format!("process {pid} was not kept on core {core}: the crowd shares it"));
+    }
 }
 
 /// Crowds and daemons inherit it.

@@ -49,6 +49,7 @@ pub mod realm;
 pub mod session;
 mod unpack;
 
+pub use fetch::GO_VALUE_MAX;
 pub use go::GoPut;
 pub use outgoing::Outgoing;
 pub use put::{PutDone, PutError};

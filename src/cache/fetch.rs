@@ -18,7 +18,7 @@ use crate::store::segment::INLINE_MAX;
 /// Bodies that find no room on disk are passed on from memory up to this size.
 const HELD_MAX: u64 = 8 << 20;
 /// The value of a Go action, with a frame inside.
-pub(super) const GO_VALUE_MAX: u64 = 1 << 20;
+pub const GO_VALUE_MAX: u64 = 1 << 20;
 
 impl Cache {
     pub(super) async fn fly(

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::cache::Cache;
 use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
 use crate::entry::{Digest, Id, Key};
-use crate::store::record::Row;
+use crate::store::record::{Place, Row};
 
 /// Level of the frames: what costs a build least time for what it sends.
 const ZSTD_LEVEL: i32 = 3;
@@ -19,22 +19,17 @@ pub struct Outgoing {
 }
 
 impl Cache {
-    /// Packs an action and its output for upstream; blocks. None if the output is gone or changed.
-    pub fn pack_go(&self, key: &Key) -> Option<Outgoing> {
+    /// An action that is to be sent upstream, as if its output were empty; blocks. None if it is gone.
+    /// That its output is sound turns out when it is packed, and to send it is no use of it.
+    pub fn outgoing(&self, key: &Key) -> Option<(Row, GoEntry)> {
         let Id::Digest(action) = key.id else { return None };
-        let row = self.inner.store.find_go(key)?;
+        let row = self.inner.store.find(key)?;
+        let is_file = |there: Row| there.place == Place::File;
+        if !self.inner.store.find(&Key::content(row.digest)).is_some_and(is_file) {
+            // Somebody stored the same bytes as plain content: it makes a file of them.
+            self.inner.store.find_go(key)?;
+        }
         let writer = self.inner.store.writer_of(key, &row).unwrap_or_default();
-        let (frame, apart) = if row.size == 0 {
-            (Frame::Empty, None)
-        } else {
-            let frame = self.frame_of(&row)?;
-            if frame.len() <= INLINE_MAX {
-                (Frame::Inline(frame), None)
-            } else {
-                let (digest, size) = (Digest::of(&frame), frame.len() as u64);
-                (Frame::Stored { digest, size }, Some(frame.into()))
-            }
-        };
         let entry = GoEntry {
             action,
             digest: row.digest,
@@ -44,9 +39,23 @@ impl Cache {
             writer,
             stored: row.stored,
             cost_ms: row.cost_ms,
-            frame,
+            frame: Frame::Empty,
         };
-        Some(Outgoing { entry, frame: apart })
+        Some((row, entry))
+    }
+
+    /// Packs the output of such an action; blocks, and takes no locks. None if it is gone or changed.
+    pub fn pack(&self, row: &Row, mut entry: GoEntry) -> Option<Outgoing> {
+        if row.size == 0 {
+            return Some(Outgoing { entry, frame: None });
+        }
+        let frame = self.frame_of(row)?;
+        if frame.len() <= INLINE_MAX {
+            entry.frame = Frame::Inline(frame);
+            return Some(Outgoing { entry, frame: None });
+        }
+        entry.frame = Frame::Stored { digest: Digest::of(&frame), size: frame.len() as u64 };
+        Some(Outgoing { entry, frame: Some(frame.into()) })
     }
 
     /// The zstd frame of an action's output; blocks. None if the output is gone or changed.

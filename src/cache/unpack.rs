@@ -4,12 +4,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use crate::backend::{BackendError, Fetched, Name, Space};
-use crate::cache::fetch::GO_VALUE_MAX;
 use crate::cache::flight::End;
 use crate::cache::frames::Standing;
 use crate::cache::policy::statistics::Kind as Question;
 use crate::cache::realm::Upstream;
-use crate::cache::{Cache, action_of};
+use crate::cache::{Cache, GO_VALUE_MAX, action_of};
 use crate::entry::action::{Frame, GoEntry};
 use crate::entry::{Digest, Id, Key, Meta, Why};
 use crate::store::file::{Finished, Staged};

@@ -10,7 +10,7 @@ use std::io;
 
 use crate::entry::Key;
 use crate::store::record::{EntryMeta, Place, Row, Stamp};
-use crate::store::{Store, layout, seconds};
+use crate::store::{Store, seconds};
 use crate::units::{Random, Timestamp};
 
 mod needs;
@@ -199,18 +199,15 @@ impl Store {
         // A build may have begun, and used it, while it was chosen.
         let is_used = touched >= victim.since || row.condemned == 0 || needs.is_live(touched);
         // A helper that puts it anew has it in place before it tells of it.
-        if is_used || self.stamp_of(&row) != victim.stamp {
+        let is_new = self.stamp_of(&row).is_some_and(|now| Some(now) != victim.stamp);
+        if is_used || is_new {
             change.put(key.to_vec(), Row { condemned: 0, touched: needs.now, ..row });
             return None;
         }
-        self.take_out(&mut change, key, &row);
+        let file = self.take_out(&mut change, key, &row);
+        drop((touches, change));
+        self.discard(file);
         Some(row)
-    }
-
-    /// What is in a file's place now.
-    fn stamp_of(&self, row: &Row) -> Option<Stamp> {
-        let file = std::fs::metadata(self.inner.layout.file(&row.digest)).ok()?;
-        Some(layout::stamp(&file, self.inner.boot))
     }
 
     /// Marks the least recently used of sampled files, as many as cover the excess; false if none

@@ -192,10 +192,18 @@ impl Store {
         if self.inner.tail.owed_number(&self.owed(key, row.size, realm).identity()).is_some() {
             return Ok(());
         }
+        let mut row = *row;
         let mut body = Vec::new();
         let mut entry = EntryMeta { meta: row.meta(), place: row.place, owed: None };
         if row.place == Place::Inline || row.has_more {
-            let Some(record) = self.read_record(key, row) else { return Err(StoreError::Gone) };
+            let record = loop {
+                if let Some(record) = self.read_record(key, &row) {
+                    break record;
+                }
+                // To make room it may have been copied to another segment.
+                let moved = self.find(key).filter(|now| now.at != row.at);
+                row = moved.ok_or(StoreError::Gone)?;
+            };
             body = record.body;
             entry = EntryMeta::decode(&record.meta).ok_or(StoreError::Gone)?;
         }
@@ -233,15 +241,43 @@ impl Store {
         if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
             return false;
         }
-        self.take_out(&mut change, &encoded, row);
+        let file = self.take_out(&mut change, &encoded, row);
+        drop(change);
+        self.discard(file);
         true
     }
 
-    /// Takes an entry out that stands there: file, mark and row.
-    pub(super) fn take_out(&self, change: &mut Change<'_>, key: &[u8], row: &Row) {
-        if row.place == Place::File {
-            self.unlink(row);
+    /// Takes a file's entry out, as its bytes are gone or damaged, unless it is another file than the
+    /// one that was judged: a helper that puts it anew has it in place before it tells of it.
+    pub(super) fn remove_judged(&self, key: &Key, row: &Row, judged: Option<Stamp>) -> bool {
+        let encoded = key.encode();
+        let Ok(mut change) = self.inner.tail.begin() else { return false };
+        if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at)
+            || self.stamp_of(row) != judged
+        {
+            return false;
         }
+        let file = self.take_out(&mut change, &encoded, row);
+        drop(change);
+        self.discard(file);
+        true
+    }
+
+    /// What is in a file's place now.
+    pub(super) fn stamp_of(&self, row: &Row) -> Option<Stamp> {
+        let file = std::fs::metadata(self.inner.layout.file(&row.digest)).ok()?;
+        Some(layout::stamp(&file, self.inner.boot))
+    }
+
+    /// Takes an entry out that stands there: file, mark and row. Returned is where its file is until it
+    /// is discarded, once no lock is held.
+    pub(super) fn take_out(
+        &self,
+        change: &mut Change<'_>,
+        key: &[u8],
+        row: &Row,
+    ) -> Option<PathBuf> {
+        let file = (row.place == Place::File).then(|| self.put_aside(row)).flatten();
         let mark = Append { tag: Tag::Removal, key, meta: &[], body: &[] };
         // Without the mark the entry could come back if the index had to be built again; it must go
         // from the index all the same.
@@ -249,14 +285,32 @@ impl Store {
             self.fault("write a removal", &error);
         }
         change.remove(key.to_vec(), Some(row.at));
+        file
     }
 
-    pub(super) fn unlink(&self, row: &Row) {
-        match std::fs::remove_file(self.inner.layout.file(&row.digest)) {
+    /// Removes a file that was put aside: of a large one that takes a while.
+    pub(super) fn discard(&self, file: Option<PathBuf>) {
+        let Some(file) = file else { return };
+        match std::fs::remove_file(file) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => self.fault("remove a file", &error),
         }
+    }
+
+    /// Moves a file to where nobody looks for it; if that cannot be, it is removed where it is.
+    fn put_aside(&self, row: &Row) -> Option<PathBuf> {
+        let file = self.inner.layout.file(&row.digest);
+        let aside = self.inner.layout.tmp().join(format!("out-{}", row.digest));
+        let moved = match std::fs::rename(&file, &aside) {
+            Ok(()) => Some(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(_) => {
+                self.discard(Some(file));
+                None
+            }
+        };
         self.inner.tail.sub_file_bytes(row.size);
+        moved
     }
 }

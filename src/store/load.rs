@@ -74,8 +74,7 @@ impl Store {
         } else {
             row.meta()
         };
-        let content = Key::content(row.digest);
-        let there = self.find(&content)?;
+        let (content, there) = self.content_of(row)?;
         self.touch(&content, &there);
         match self.load(&content, &there)? {
             Stored::Bytes(_, bytes) => Some(Stored::Bytes(meta, bytes)),
@@ -109,7 +108,7 @@ impl Store {
                     return false;
                 }
                 // Go may have moved it away; whoever asks next must not be sent here.
-                self.forget(key, row);
+                self.remove_judged(key, row, None);
                 return false;
             }
         };
@@ -130,7 +129,9 @@ impl Store {
                 true
             }
             Ok(_) => {
-                self.drop_corrupt(key, row);
+                if self.remove_judged(key, row, Some(stamp)) {
+                    self.damaged(key);
+                }
                 false
             }
             Err(error) => {
@@ -143,6 +144,11 @@ impl Store {
     /// As `is_sound`, for somebody who is told so: it stays as what is used does.
     pub fn holds(&self, key: &Key, row: &Row) -> bool {
         self.touch(key, row);
+        if row.place == Place::Elsewhere {
+            return self
+                .content_of(row)
+                .is_some_and(|(content, there)| self.holds(&content, &there));
+        }
         self.is_sound(key, row)
     }
 
@@ -153,10 +159,15 @@ impl Store {
             Place::Inline => self.find(key).is_some(),
             Place::File => self.vouch(key, row),
             Place::Elsewhere => {
-                let content = Key::content(row.digest);
-                self.find(&content).is_some_and(|there| self.is_sound(&content, &there))
+                self.content_of(row).is_some_and(|(content, there)| self.is_sound(&content, &there))
             }
         }
+    }
+
+    /// The content that an entry's body is, if it stands elsewhere.
+    fn content_of(&self, row: &Row) -> Option<(Key, Row)> {
+        let content = Key::content(row.digest);
+        self.find(&content).map(|there| (content, there))
     }
 
     pub(super) fn read_record(&self, key: &Key, row: &Row) -> Option<segment::Record> {
@@ -200,13 +211,12 @@ impl Store {
     }
 
     pub(super) fn drop_corrupt(&self, key: &Key, row: &Row) {
-        self.inner.metrics.corrupt.inc();
-        tracing::warn!(%key, "store: damaged entry dropped");
+        self.damaged(key);
         self.remove_row(key, row);
     }
 
-    /// Takes a row out whose bytes are gone.
-    pub(super) fn forget(&self, key: &Key, row: &Row) {
-        self.remove_row(key, row);
+    fn damaged(&self, key: &Key) {
+        self.inner.metrics.corrupt.inc();
+        tracing::warn!(%key, "store: damaged entry dropped");
     }
 }

@@ -269,7 +269,7 @@ fn an_upload_that_is_replaced_is_owed_all_the_time() {
         };
         thread("look", look).unwrap()
     };
-    for n in 0..10_000_u32 {
+    for n in 0..2000_u32 {
         bench.put(&store, &opaque("key"), &n.to_le_bytes(), realm);
     }
     is_over.store(true, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use larder::units::ByteSize;
 use shuttle::thread;
 
 use crate::explore;
-use crate::stage::{LONG, Stage, below, body, put, try_put};
+use crate::stage::{LONG, Stage, below, body, body_of, put, try_put};
 
 const REALM: RealmId = RealmId([7; 16]);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -121,8 +121,19 @@ fn a_small_entry_that_was_said_to_be_there_stays() {
             thread::spawn(move || {
                 let is_there = match below(3) {
                     0 => store.find(&content(n)).is_some_and(|row| store.holds(&content(n), &row)),
-                    1 => store.get(&content(n)).is_some(),
-                    _ => try_put(&store, &content(n), &body(n, 60_000), None),
+                    1 => {
+                        // Who has the bytes needs them here no more.
+                        let got = body_of(&store, &content(n));
+                        assert!(got.is_none_or(|got| got == body(n, 60_000)));
+                        false
+                    }
+                    // Half of the time its upload is owed anew, for which it is read again.
+                    _ => try_put(
+                        &store,
+                        &content(n),
+                        &body(n, 60_000),
+                        (below(2) == 0).then_some(REALM),
+                    ),
                 };
                 if is_there {
                     told.lock().unwrap().push(n);

@@ -257,3 +257,65 @@ fn an_entry_that_is_moved_before_it_is_read_is_read() {
     assert_eq!(bench.metrics.store_faults.get(), 0, "that is no fault");
     store.close();
 }
+
+/// Who had found it missing, or damaged, took out what a helper had put in its place by then.
+#[test]
+fn an_output_that_is_placed_anew_while_its_loss_is_judged_stays() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let body = vec![3; 200_000];
+    bench.put(&store, &content(&body), &body, None);
+    let (key, path) = (content(&body), store.layout().file(&Digest::of(&body)));
+    let row = store.find(&key).unwrap();
+    let damaged = store.stamp_of(&row);
+    // Go moves it: what is put anew is another file for sure.
+    std::fs::rename(&path, bench.dir.path().join("moved away")).unwrap();
+    let mut output = file::Finished::of(body.clone());
+    output.place(store.layout(), store.boot()).unwrap();
+    for judged in [None, damaged] {
+        assert!(!store.remove_judged(&key, &row, judged), "{judged:?}");
+        assert!(path.exists());
+    }
+    assert_eq!(body_of(&store, &key), Some(body));
+    std::fs::remove_file(&path).unwrap();
+    assert!(store.remove_judged(&key, &row, None));
+    store.close();
+}
+
+/// Go had moved it away while it was condemned: it counted as just used, and its bytes as there.
+#[test]
+fn a_condemned_file_that_is_gone_goes() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(1));
+    let bodies: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 255_000]).collect();
+    for body in &bodies {
+        bench.put(&store, &content(body), body, None);
+    }
+    store.sync(Duration::from_secs(10));
+    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    let mut eviction = Eviction::new(1);
+    let condemned = store.evict_step(&mut eviction).condemned;
+    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    for body in &bodies {
+        std::fs::remove_file(store.layout().file(&Digest::of(body))).unwrap();
+    }
+    assert!(condemned > 0);
+    assert_eq!(store.evict_step(&mut eviction).entries, condemned);
+    store.close();
+}
+
+/// A lookup of a name that stands for a large body noted the use of the name alone.
+#[test]
+fn who_is_told_of_a_name_uses_its_content() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let body = vec![4; 200_000];
+    bench.put(&store, &opaque("name"), &body, None);
+    bench.clock.advance(Duration::from_secs(24 * 3600));
+    let row = store.find(&opaque("name")).unwrap();
+    assert!(store.holds(&opaque("name"), &row));
+    store.flush_touches();
+    let now = seconds(bench.clock.now());
+    assert_eq!(store.find(&content(&body)).unwrap().touched, now);
+    store.close();
+}

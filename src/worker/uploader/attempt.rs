@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::backend::{Backend, BackendError, Upload};
 use crate::cache::frames::Standing;
 use crate::cache::realm::{Realm, Upstream};
-use crate::cache::{Cache, Outgoing};
+use crate::cache::{Cache, GO_VALUE_MAX, Outgoing};
 use crate::entry::action::{Frame, GoEntry, Packed};
 use crate::entry::body::Source;
 use crate::entry::{Digest, Id, Key, Kind};
@@ -118,26 +118,31 @@ impl Attempt {
     }
 
     /// Whether upstream has an entry that was built here although a manifest lists it, as building was
-    /// quicker than to wait: its action, and its frame. Where nobody knows of a frame, it may be what
-    /// upstream has lost.
+    /// quicker than to wait: its action, which must lead to this output, and the frame that it names.
+    /// What upstream has lost or spoiled is sent.
     async fn is_there_already(&self, output: &Digest) -> bool {
-        let frames = self.cache.frames();
         let Id::Digest(action) = self.owed.key.id else { return false };
-        if self.owed.key.kind != Kind::Go || !frames.is_built_though_listed(self.realm.id, &action)
+        if self.owed.key.kind != Kind::Go
+            || !self.cache.frames().is_built_though_listed(self.realm.id, &action)
         {
             return false;
         }
         // Who reads a realm reads the one that it trusts.
         for realm in self.realm.chain() {
-            let frame = match frames.get(realm.id, output) {
-                Some(Standing::Packed(packed)) => packed.pack,
-                Some(Standing::Alone { digest, .. }) => digest,
-                None => continue,
+            let name = realm.name_of(&Key::go(realm.id, action));
+            let value = self.cache.read_value(&self.upstream, &name, GO_VALUE_MAX).await;
+            let Ok(Some(value)) = value else { continue };
+            let Ok(entry) = GoEntry::decode(&value) else { continue };
+            if entry.action != action || entry.digest != *output {
+                continue;
+            }
+            let frame = match entry.frame {
+                Frame::Empty | Frame::Inline(_) => return true,
+                Frame::Stored { digest, .. } => digest,
+                Frame::Packed(packed) => packed.pack,
             };
-            let keys = [Key::go(realm.id, action), Key::content(frame)];
-            // Who does not say is sent it.
-            let there = self.upstream.backend.contains(&keys.map(|key| realm.name_of(&key))).await;
-            if there.is_ok_and(|there| there.iter().all(|is_there| *is_there)) {
+            let names = [realm.name_of(&Key::content(frame))];
+            if self.upstream.backend.contains(&names).await.is_ok_and(|there| there == [true]) {
                 return true;
             }
         }
@@ -223,7 +228,12 @@ impl Attempt {
         let _bytes = self.packing.bytes.acquire_many(cost).await.expect("it is never closed");
         let _turn = self.packing.turns.acquire().await.expect("it is never closed");
         let (cache, key) = (self.cache.clone(), self.owed.key.clone());
-        self.cache.tasks().polite("pack an output", move || cache.pack_go(&key)).await.flatten()
+        let tasks = self.cache.tasks();
+        // Looked up at the common priority: locks are held for it.
+        let look = move || cache.outgoing(&key);
+        let (row, outgoing) = tasks.blocking("look for an output", look).await.flatten()?;
+        let cache = self.cache.clone();
+        tasks.polite("pack an output", move || cache.pack(&row, outgoing)).await.flatten()
     }
 
     /// Sends a frame, in a pack or alone, unless upstream has it; where it stands then, and what
