@@ -40,10 +40,15 @@ impl Store {
             if row.place != Place::Elsewhere {
                 report.bytes += row.size;
             }
+            let judged = (row.place == Place::File).then(|| store.stamp_of(row));
             if let Some(problem) = store.problem(key, row) {
                 report.bad.push((key.clone(), problem));
                 if repair {
-                    store.remove_row(key, row);
+                    // Not what was put in its place while it was read.
+                    match judged {
+                        Some(judged) => store.remove_judged(key, row, judged),
+                        None => store.remove_row(key, row),
+                    };
                     report.repaired += 1;
                 }
             }

@@ -185,10 +185,8 @@ fn what_was_condemned_before_a_restart_is_condemned_again() {
     store.close();
 }
 
-/// Between the look whether somebody uses a file, and its removal, clients were told that it is there.
-#[test]
-fn a_file_that_is_handed_out_as_it_is_to_go_stays() {
-    let bench = Bench::new();
+/// A store of four large bodies, so many of which are condemned, and their grace is over.
+fn with_condemned_files(bench: &Bench) -> (Store, Vec<Vec<u8>>, Eviction, u64) {
     let store = bench.open_with(ByteSize::mib(1));
     let bodies: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 255_000]).collect();
     for body in &bodies {
@@ -197,8 +195,17 @@ fn a_file_that_is_handed_out_as_it_is_to_go_stays() {
     store.sync(Duration::from_secs(10));
     bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
     let mut eviction = Eviction::new(1);
-    assert!(store.evict_step(&mut eviction).condemned > 0);
+    let condemned = store.evict_step(&mut eviction).condemned;
+    assert!(condemned > 0);
     bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    (store, bodies, eviction, condemned)
+}
+
+/// Between the look whether somebody uses a file, and its removal, clients were told that it is there.
+#[test]
+fn a_file_that_is_handed_out_as_it_is_to_go_stays() {
+    let bench = Bench::new();
+    let (store, bodies, mut eviction, _) = with_condemned_files(&bench);
     // The evictor waits its turn, as it does behind a put.
     let change = store.inner.tail.begin().unwrap();
     let evicting = {
@@ -221,16 +228,7 @@ fn a_file_that_is_handed_out_as_it_is_to_go_stays() {
 #[test]
 fn an_output_that_is_placed_anew_as_it_is_to_go_stays() {
     let bench = Bench::new();
-    let store = bench.open_with(ByteSize::mib(1));
-    let bodies: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 255_000]).collect();
-    for body in &bodies {
-        bench.put(&store, &content(body), body, None);
-    }
-    store.sync(Duration::from_secs(10));
-    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
-    let mut eviction = Eviction::new(1);
-    assert!(store.evict_step(&mut eviction).condemned > 0);
-    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    let (store, bodies, mut eviction, _) = with_condemned_files(&bench);
     for body in &bodies {
         let mut output = file::Finished::of(body.clone());
         output.place(store.layout(), store.boot()).unwrap();
@@ -286,20 +284,10 @@ fn an_output_that_is_placed_anew_while_its_loss_is_judged_stays() {
 #[test]
 fn a_condemned_file_that_is_gone_goes() {
     let bench = Bench::new();
-    let store = bench.open_with(ByteSize::mib(1));
-    let bodies: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 255_000]).collect();
-    for body in &bodies {
-        bench.put(&store, &content(body), body, None);
-    }
-    store.sync(Duration::from_secs(10));
-    bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
-    let mut eviction = Eviction::new(1);
-    let condemned = store.evict_step(&mut eviction).condemned;
-    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    let (store, bodies, mut eviction, condemned) = with_condemned_files(&bench);
     for body in &bodies {
         std::fs::remove_file(store.layout().file(&Digest::of(body))).unwrap();
     }
-    assert!(condemned > 0);
     assert_eq!(store.evict_step(&mut eviction).entries, condemned);
     store.close();
 }
