@@ -272,4 +272,4 @@ fn scope_of_url(url: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

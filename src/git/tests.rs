@@ -1,6 +1,7 @@
 //! Repositories made by the git program, addresses as people write them, and what CI systems set.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use super::*;
 
@@ -22,6 +23,21 @@ fn git(dir: &Path, args: &[&str]) -> Option<String> {
     };
     assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Some(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+}
+
+/// Writes a program for the shell. Another process does: a test beside this one that starts a process
+/// in the moment when we have the file open for writing hands it on, and what is open for writing
+/// cannot be run.
+pub(crate) fn program(file: &Path, script: &str) {
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(file)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = format!("#!/bin/sh\n{script}\n");
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
 }
 
 #[test]

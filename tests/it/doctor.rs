@@ -1,9 +1,9 @@
 //! `larder doctor go` beside a go that says what it likes of itself.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 use crate::harness::{Home, LARDER};
+use crate::support::program;
 
 /// Puts a `go` into the home's path that answers `go env -json` with this version.
 fn doctor(home: &Home, version: &str, args: &[&str]) -> Output {
@@ -14,13 +14,8 @@ fn doctor(home: &Home, version: &str, args: &[&str]) -> Output {
         "GOVERSION": version, "GOCACHEPROG": format!("{LARDER} go"), "GOFLAGS": "-trimpath",
         "GOCACHE": cache,
     });
-    let script =
-        format!("#!/bin/sh\n[ \"$1 $2\" = 'env -json' ] || exit 3\ncat <<'end'\n{told}\nend\n");
-    // Renamed into place: a script that is still open for writing cannot be run.
-    std::fs::write(bin.join("go.new"), script).unwrap();
-    let mode = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(bin.join("go.new"), mode).unwrap();
-    std::fs::rename(bin.join("go.new"), bin.join("go")).unwrap();
+    let script = format!("[ \"$1 $2\" = 'env -json' ] || exit 3\ncat <<'end'\n{told}\nend\n");
+    program(&bin.join("go"), &script);
     let path = format!("{}:/usr/bin:/bin", bin.display());
     home.larder(args).env("PATH", path).output().unwrap()
 }

@@ -11,6 +11,8 @@ pub(crate) mod install;
 pub(crate) mod nginx;
 
 use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use larder::units::Clock;
@@ -29,6 +31,24 @@ pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         assert!(clock.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
         std::thread::park_timeout(Duration::from_millis(2));
     }
+}
+
+/// Writes a program for the shell. Another process does: a test beside this one that starts a process
+/// in the moment when we have the file open for writing hands it on, and what is open for writing
+/// cannot be run.
+pub(crate) fn program(file: &Path, script: &str) {
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(file)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("sh: {e}"));
+    let text = format!("#!/bin/sh\n{script}");
+    let mut pipe = writer.stdin.take().expect("it is piped");
+    pipe.write_all(text.as_bytes()).expect("the shell reads");
+    drop(pipe);
+    let status = writer.wait().expect("it was started");
+    assert!(status.success(), "{}: {status}", file.display());
 }
 
 /// Says so loudly: a test that did not run must not look like one that passed. Past the harness,
@@ -51,13 +71,13 @@ pub(crate) fn is_root() -> bool {
 pub(crate) struct TinyDisk(std::path::PathBuf);
 
 impl TinyDisk {
-    pub(crate) fn mount(at: &std::path::Path, mib: u32) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, mib: u32) -> Option<Self> {
         if !is_root() {
             return skipped("only root can mount a tiny disk");
         }
         std::fs::create_dir_all(at).expect("the test's own directory can be written");
         let size = format!("size={mib}m,mode=0700");
-        let mut mount = std::process::Command::new("mount");
+        let mut mount = Command::new("mount");
         let output = mount.args(["-t", "tmpfs", "-o", &size, "larder-test"]).arg(at).output();
         match output {
             Ok(output) if output.status.success() => Some(Self(at.to_owned())),
@@ -69,6 +89,6 @@ impl TinyDisk {
 impl Drop for TinyDisk {
     fn drop(&mut self) {
         // Lazily: a process that is just ending may still have a file open there.
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
     }
 }

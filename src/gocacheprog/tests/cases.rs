@@ -319,12 +319,10 @@ fn nobody_waits_for_git_and_the_daemon_hears_what_it_says() {
     std::fs::create_dir(root.join(".git")).unwrap();
     std::fs::write(root.join(".git/HEAD"), id).unwrap();
     let script = format!(
-        "#!/bin/sh\nuntil test -e '{}'; do /bin/sleep 0.01; done\nprintf 'tree x\\nparent {id}\\n'\n",
+        "until test -e '{}'; do /bin/sleep 0.01; done\nprintf 'tree x\\nparent {id}\\n'",
         root.join("store/go on").display()
     );
-    std::fs::write(root.join("git"), script).unwrap();
-    std::fs::set_permissions(root.join("git"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .unwrap();
+    crate::git::tests::program(&root.join("git"), &script);
     let mut go = Bench::start(dir, |config| {
         config.commit = id.into();
         config.branch = "feature".into();

@@ -1,7 +1,6 @@
 //! A build that is told to end: with the right exit code, and nothing left behind.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,12 +9,11 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{Machine, asked, assert_asked, native, number, write_module};
 use crate::harness::{LARDER, TestDaemon};
-use crate::support::install;
-use crate::support::wait_for;
+use crate::support::{self, install, wait_for};
 
 /// Stands before go's tools and lets no linker run while go lives: a build that cannot end by itself,
 /// however slowly this machine looks at it.
-const TOOLEXEC: &str = "#!/bin/sh
+const TOOLEXEC: &str = "\
 case $1 in
     */link) [ \"$2\" = -V=full ] || exec tail --pid=$PPID -f /dev/null ;;
 esac
@@ -33,8 +31,7 @@ fn run(machine: &Machine<'_>, module: &Path) -> (Command, PathBuf) {
     larder.envs(go.get_envs().filter_map(|(name, value)| Some((name, value?))));
     larder.env_remove("GOCACHEPROG");
     let before_tools = machine.home.path().join("toolexec");
-    fs::write(&before_tools, TOOLEXEC).unwrap();
-    fs::set_permissions(&before_tools, fs::Permissions::from_mode(0o755)).unwrap();
+    support::program(&before_tools, TOOLEXEC);
     larder.args(["run", "--"]).arg(go.get_program()).args(["build", "-o"]).arg(&program);
     larder.arg(format!("-toolexec={}", before_tools.display())).arg(".");
     (larder, program)
