@@ -1,4 +1,5 @@
-//! A trail: the last sessions of a branch, newest first. `fields` has what its fields are.
+//! A trail: the last sessions of a branch, newest first; and one of the scope, whatever the branch.
+//! `fields` has what its fields are.
 //!
 //! ```text
 //! trail   "LRDTRAIL" | u8 version | text scope | text branch | varint number of rows | rows | seal
@@ -21,6 +22,8 @@ use crate::manifest::pack::PACK_MAX;
 use crate::manifest::{FormatError, PackRef};
 use crate::units::Timestamp;
 
+/// What stands for the branch in the trail of the scope: every session is written there too.
+pub const ALL_BRANCHES: &str = "";
 /// Most sessions of a trail.
 pub const ROWS_MAX: usize = 64;
 /// Most packs of one session; a writer's later ones are left out.
@@ -46,7 +49,7 @@ const _: () = assert!(
         <= SIZE_MAX
 );
 
-/// The last sessions of a (scope, branch), newest first, one per commit, at most `ROWS_MAX`.
+/// The last sessions of a (scope, branch), or of all branches of a scope, newest first, one per commit, at most `ROWS_MAX`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
     pub scope: String,

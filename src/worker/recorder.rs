@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join;
+use futures_util::future::{join, try_join_all};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -180,7 +180,7 @@ async fn write_one(
     Ok(())
 }
 
-/// Writes what upstream does not have yet into its manifest and its trail; false if there is
+/// Writes what upstream does not have yet into its manifest and its trails; false if there is
 /// nothing to write.
 async fn add(
     cache: &Cache,
@@ -191,42 +191,67 @@ async fn add(
     has_news: fn(&Manifest, &Manifest) -> bool,
 ) -> Result<bool, BackendError> {
     let head = name_of_manifest(&aim.realm, &aim.scope, &aim.commit);
-    let branch = name_of_trail(&aim.realm, &aim.scope, &aim.branch);
-    let (there, trail) = join(
+    let (there, trails) = join(
         read(cache, upstream, &head, manifest::SIZE_MAX, Manifest::decode),
-        read(cache, upstream, &branch, trail::SIZE_MAX, Trail::decode),
+        read_trails(cache, upstream, aim),
     )
     .await;
     let there = there?.filter(|there| there.is_of(&aim.scope, &aim.commit));
-    let trail = trail?.filter(|trail| trail.is_of(&aim.scope, &aim.branch));
-    let trail = trail.unwrap_or_else(|| Trail {
-        scope: aim.scope.to_string(),
-        branch: aim.branch.to_string(),
-        rows: Vec::new(),
-    });
+    let trails = trails?;
     let mut manifest = gathered.manifest.clone();
     if let Some(there) = &there {
         // What is only known from an older one of theirs does not go over a newer one.
         manifest.take_places(there, |row| gathered.hearsay.contains(&row.action));
     }
     let is_told = there.as_ref().is_some_and(|there| !has_news(&manifest, there));
-    let is_known = trail.rows.iter().any(|row| row.commit == *aim.commit);
-    if is_told && is_known {
+    let is_known = |trail: &Trail| trail.rows.iter().any(|row| row.commit == *aim.commit);
+    if is_told && trails.iter().all(is_known) {
         return Ok(false);
     }
     let mut merged = match there {
         Some(there) => manifest.merge(there),
         None => manifest,
     };
-    merged.complete |= is_complete(&merged, &trail, expected);
-    let mut row = row_of(&merged);
-    // The newest stands first, whatever the clocks of other writers say.
-    row.written = trail.rows.first().map_or(row.written, |first| row.written.max(first.written));
+    merged.complete |= is_complete(&merged, &trails[0], expected);
+    let row = row_of(&merged);
     put(upstream, &head, merged.encode()).await?;
-    let news = Trail { rows: vec![row], ..trail.clone() };
-    put(upstream, &branch, news.merge(trail).encode()).await?;
+    for trail in trails {
+        add_to_trail(upstream, aim, row.clone(), trail).await?;
+    }
     cache.metrics().manifests_written.inc();
     Ok(true)
+}
+
+/// The trail of the branch, which comes first, and that of the scope; those that there are not have
+/// no rows.
+async fn read_trails(
+    cache: &Cache,
+    upstream: &Upstream,
+    aim: &Aim,
+) -> Result<Vec<Trail>, BackendError> {
+    let mut branches = vec![&*aim.branch, trail::ALL_BRANCHES];
+    branches.dedup();
+    try_join_all(branches.into_iter().map(|branch| async move {
+        let name = name_of_trail(&aim.realm, &aim.scope, branch);
+        let trail = read(cache, upstream, &name, trail::SIZE_MAX, Trail::decode).await?;
+        let (scope, branch) = (aim.scope.to_string(), branch.to_owned());
+        let trail = trail.filter(|trail| trail.is_of(&scope, &branch));
+        Ok(trail.unwrap_or(Trail { scope, branch, rows: Vec::new() }))
+    }))
+    .await
+}
+
+async fn add_to_trail(
+    upstream: &Upstream,
+    aim: &Aim,
+    mut row: TrailRow,
+    trail: Trail,
+) -> Result<(), BackendError> {
+    // The newest stands first, whatever the clocks of other writers say.
+    row.written = trail.rows.first().map_or(row.written, |first| row.written.max(first.written));
+    let name = name_of_trail(&aim.realm, &aim.scope, &trail.branch);
+    let news = Trail { rows: vec![row], ..trail.clone() };
+    put(upstream, &name, news.merge(trail).encode()).await
 }
 
 /// What stands there now. Only what is absent or damaged may be written over: a fault hides what is

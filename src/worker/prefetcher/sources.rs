@@ -1,5 +1,5 @@
 //! Which manifests tell what a build needs, and how they are read: the commit's own and those of its
-//! parents, else the best of a trail. A manifest that is missing, damaged or of another version is
+//! parents, else the best of a trail: the branch's, the default branch's, or the scope's. A manifest that is missing, damaged or of another version is
 //! none.
 
 use std::sync::Arc;
@@ -83,8 +83,8 @@ async fn of_realm(
     Some((realm.clone(), merged))
 }
 
-/// Where to start, from the trails of the own branch and of others: the own one's, unless another
-/// knows of a much fuller build.
+/// Where to start, from the trails of the own branch, the default one and the scope: the first one's,
+/// unless a later one knows of a much fuller build.
 fn best_of(trails: &[Trail]) -> Option<&TrailRow> {
     let best = trails.iter().filter_map(Trail::best);
     best.reduce(|own, other| {
@@ -110,18 +110,29 @@ impl Asked<'_> {
         is_it.then_some(manifest)
     }
 
+    /// Those of the own branch and of the default one; where no build of theirs is known to be whole,
+    /// that of the scope too.
     async fn trails(&self) -> Vec<Trail> {
         let default_branch = &*self.aim.default_branch;
         // Clones of depth 1 seldom know which branch is the default.
         let usual: &[&str] = if default_branch.is_empty() { &USUAL } else { &[default_branch] };
         let mut branches = vec![&*self.aim.branch];
+        branches.retain(|branch| *branch != trail::ALL_BRANCHES);
         branches.extend(usual.iter().filter(|branch| ***branch != *self.aim.branch));
-        let trails = branches.into_iter().map(|branch| async move {
-            let name = name_of_trail(self.realm, &self.aim.scope, branch);
-            let trail = read_trail(self.cache, self.upstream, &name).await?;
-            trail.is_of(&self.aim.scope, branch).then_some(trail)
-        });
-        join_all(trails).await.into_iter().flatten().collect()
+        let trails = join_all(branches.into_iter().map(|branch| self.trail(branch)));
+        // Asked for beside them: after them it would cost a round trip of its own.
+        let (trails, scope) = join(trails, self.trail(trail::ALL_BRANCHES)).await;
+        let mut trails: Vec<Trail> = trails.into_iter().flatten().collect();
+        if !trails.iter().filter_map(Trail::best).any(|row| row.complete) {
+            trails.extend(scope);
+        }
+        trails
+    }
+
+    async fn trail(&self, branch: &str) -> Option<Trail> {
+        let name = name_of_trail(self.realm, &self.aim.scope, branch);
+        let trail = read_trail(self.cache, self.upstream, &name).await?;
+        trail.is_of(&self.aim.scope, branch).then_some(trail)
     }
 
     async fn parents(&self, forecast: &Forecast) -> Vec<Manifest> {

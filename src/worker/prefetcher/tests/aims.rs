@@ -8,9 +8,11 @@ use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::cache::forecast::{Aim, Forecast, Phase};
 use crate::cache::session::Opening;
 use crate::entry::{Class, Meta};
+use crate::manifest::trail::Trail;
 use crate::worker::Flushed;
 use crate::worker::prefetcher::tests::support::{
-    MINUTE, Machine, SCOPE, contents, copy_of, manifest_name, output, outputs, timed, trail_name,
+    MINUTE, Machine, Output, SCOPE, contents, copy_of, manifest_name, output, outputs, timed,
+    trail_name,
 };
 use crate::worker::uploader::bench::until;
 
@@ -29,6 +31,14 @@ async fn before_the_checkout(machine: &Machine, commit: &str, branch: &str) -> A
     forecast
 }
 
+fn remove_trails(backend: &MemoryBackend) {
+    for name in backend.names() {
+        if backend.peek(&name).is_some_and(|value| Trail::decode(&value).is_ok()) {
+            backend.remove(&name);
+        }
+    }
+}
+
 /// The forecast of the command, which knew of nothing, was once that of the build too, and parents that
 /// the build named were heard by nobody: without the command it would have been warm.
 #[tokio::test(start_paused = true)]
@@ -38,7 +48,7 @@ async fn a_command_before_the_checkout_does_not_blind_the_build() {
     let a = Machine::new(&backend);
     a.build_commit("parent", &built).await;
     a.close().await;
-    backend.remove(&trail_name("team"));
+    remove_trails(&backend);
     for branch in ["", "main"] {
         let b = Machine::new(&backend);
         let before = before_the_checkout(&b, "child", branch).await;
@@ -52,7 +62,8 @@ async fn a_command_before_the_checkout_does_not_blind_the_build() {
         b.end(&session);
         // It is the build that says on which branch it was.
         until(|| backend.peek(&trail_name("team")).is_some()).await;
-        backend.remove(&trail_name("team"));
+        b.workers.flush(MINUTE).await;
+        remove_trails(&backend);
         backend.remove(&manifest_name("team", "child"));
         b.close().await;
     }
@@ -70,6 +81,54 @@ async fn without_a_known_default_branch_the_usual_ones_are_asked_for() {
     assert_eq!(forecast.phase(), Phase::Known);
     assert_eq!(forecast.fetched.load(Ordering::Relaxed), 30);
     b.close().await;
+}
+
+/// Builds `outputs` on a branch of a scope whose default branch is main.
+async fn build_on(machine: &Machine, branch: &str, commit: &str, outputs: &[Output]) {
+    let opening = Opening {
+        id: commit,
+        is_derived: false,
+        realm: machine.realm().id,
+        scope: SCOPE,
+        commit,
+        branch,
+        default_branch: "main",
+        parents: &[],
+    };
+    let session = machine.cache.open_session(&machine.realm(), &opening);
+    session.helper_came();
+    machine.build(&machine.realm(), &session, outputs);
+    machine.end(&session);
+    assert_eq!(machine.workers.flush(MINUTE).await, Flushed::default());
+    machine.bench.clock.advance(MINUTE);
+}
+
+/// A branch without a trail, whose default branch had none either, once began with nothing.
+#[tokio::test(start_paused = true)]
+async fn where_neither_branch_has_a_trail_that_of_the_scope_is_followed() {
+    let backend = Arc::new(MemoryBackend::new());
+    let (feature, main) = (outputs(0, 30), outputs(100, 20));
+    let a = Machine::new(&backend);
+    build_on(&a, "feature", "f1", &feature).await;
+    for branch in ["main", "another", ""] {
+        let b = Machine::new(&backend);
+        let forecast = before_the_checkout(&b, "new", branch).await;
+        assert_eq!(forecast.phase(), Phase::Known, "{branch}");
+        assert_eq!(forecast.fetched.load(Ordering::Relaxed), 30, "{branch}");
+        b.close().await;
+    }
+    // One that is known to be whole goes before what other branches did since.
+    build_on(&a, "main", "m1", &main).await;
+    build_on(&a, "main", "m2", &main).await;
+    build_on(&a, "feature", "f2", &feature).await;
+    build_on(&a, "feature", "f3", &feature).await;
+    for (branch, listed) in [("main", 20), ("another", 20), ("feature", 30)] {
+        let b = Machine::new(&backend);
+        let forecast = before_the_checkout(&b, "new", branch).await;
+        assert_eq!(forecast.lists(), listed, "{branch}");
+        b.close().await;
+    }
+    a.close().await;
 }
 
 /// A pull request's lookup once asked its own namespace first, and waited for that, though the entry
