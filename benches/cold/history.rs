@@ -30,8 +30,6 @@ const LATER: usize = 10;
 struct Case<'a> {
     name: &'a str,
     branch: &'a str,
-    /// Of the larder that runs it.
-    flags: &'a [&'a str],
     /// Whose cache of go's own holds what upstream does.
     known: &'a str,
     upstream: &'a Daemon,
@@ -89,11 +87,8 @@ pub(crate) fn measure(options: &Options, runner: &Runner<'_>) {
             "misses",
         ],
     );
-    let case = |name, branch, known, upstream| Case { name, branch, flags: &[], known, upstream };
+    let case = |name, branch, known, upstream| Case { name, branch, known, upstream };
     fresh_machine(runner, &terms, &case("the last commit", MAIN, "native", &central), &mut table);
-    let name = "the last commit under another scope: no manifest at all";
-    let unlisted = Case { flags: &["--scope=another"], ..case(name, MAIN, "native", &central) };
-    fresh_machine(runner, &terms, &unlisted, &mut table);
     runner.module.switch(OTHER);
     runner.module.edit(DEEP, commits);
     let name = "another branch, deepest package edited; manifests of the default branch";
@@ -192,7 +187,7 @@ fn fresh_machine(runner: &Runner<'_>, terms: &Terms, case: &Case<'_>, table: &mu
         let builder = runner.fresh("machine", case.branch);
         let wan = Wan::start(case.upstream.addr(), terms.link);
         let machine = Machine::reading(&builder.home.join("larder"), &wan.url());
-        let mut command = machine.run(case.flags, &[], &runner.go(&builder));
+        let mut command = machine.run(&[], &[], &runner.go(&builder));
         let far = Far::through(&wan, &mut || builds::run(&mut command));
         fars.push(Far { account: Some(machine.account()), ..far });
         far.took.as_secs_f64()

@@ -56,6 +56,7 @@ fn at(options: &Options, runner: &Runner<'_>, central: &Central, alone: &Values,
             "N",
             "seconds",
             "× bound",
+            "× none",
             "requests",
             "MB over the link",
             "s somebody waited (network)",
@@ -63,17 +64,19 @@ fn at(options: &Options, runner: &Runner<'_>, central: &Central, alone: &Values,
             "used / fetched",
         ],
     );
-    let ratio = |seconds: &Values| format!("{:.2}", seconds.median() / bound);
+    let ratios = |seconds: &Values| {
+        [bound, alone.median()].map(|other| format!("{:.2}", seconds.median() / other))
+    };
     let rest = ["0", "0", "", "", ""].map(str::to_owned);
     let runs = alone.len().to_string();
     if options.has_row("none") {
-        table.row(["none".to_owned(), runs, alone.show(2), ratio(alone)].into_iter().chain(rest));
+        let first = ["none".to_owned(), runs, alone.show(2)];
+        table.row(first.into_iter().chain(ratios(alone)).chain(rest));
     }
     for row in Row::ALL.into_iter().filter(|row| *row != Row::Stream && is_wanted(row)) {
         let (fars, seconds) = (&all[row as usize], seconds(row));
-        let first =
-            [row.name().to_owned(), fars.len().to_string(), seconds.show(2), ratio(&seconds)];
-        table.row(first.into_iter().chain(far_cells(fars)));
+        let first = [row.name().to_owned(), fars.len().to_string(), seconds.show(2)];
+        table.row(first.into_iter().chain(ratios(&seconds)).chain(far_cells(fars)));
     }
     table.print();
 }

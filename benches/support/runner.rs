@@ -34,10 +34,12 @@ pub(crate) enum Row {
     /// Of a cache that holds five times what the build uses.
     TarballOfFive,
     Larder,
+    /// Of another scope, for which upstream has entries and no manifest.
+    LarderUnlisted,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Native,
         Self::Floor,
         Self::Stream,
@@ -45,6 +47,7 @@ impl Row {
         Self::Tarball,
         Self::TarballOfFive,
         Self::Larder,
+        Self::LarderUnlisted,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -56,6 +59,7 @@ impl Row {
             Self::Tarball => "tarball of GOCACHE",
             Self::TarballOfFive => "tarball, 5 × what is used",
             Self::Larder => "larder",
+            Self::LarderUnlisted => "larder, no manifest",
         }
     }
 }
@@ -132,7 +136,8 @@ impl<'a> Runner<'a> {
             Row::Plain => self.plain(central, link),
             Row::Tarball => self.tarball("tarball", TARBALL, central, link),
             Row::TarballOfFive => self.tarball("tarball of five", FIVE, central, link),
-            Row::Larder => self.larder(central, link),
+            Row::Larder => self.larder(&[], central, link),
+            Row::LarderUnlisted => self.larder(&["--scope=another"], central, link),
         }
     }
 
@@ -238,12 +243,14 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// `larder run` with nothing in its store and no daemon yet.
-    fn larder(&self, central: &Central, link: Link) -> Far {
+    /// `larder run` with nothing in its store and no daemon yet. What it tells others by its scope stays
+    /// here, if that is not the one that they have.
+    fn larder(&self, flags: &[&str], central: &Central, link: Link) -> Far {
         let builder = self.fresh("larder", MAIN);
         let wan = Wan::start(central.addr(), link);
-        let machine = Machine::new(&builder.home.join("larder"), &wan.url());
-        let with = |go: Command| machine.run(&[], &[], &go);
+        let of = if flags.is_empty() { Machine::new } else { Machine::reading };
+        let machine = of(&builder.home.join("larder"), &wan.url());
+        let with = |go: Command| machine.run(flags, &[], &go);
         self.timed("larder", &builder, &with, |build| {
             let far = Far::through(&wan, build);
             let account = machine.account();
