@@ -152,7 +152,8 @@ impl Session {
         let known = questions.groups.of(action).refine(*known);
         let account = self.account(&questions);
         let decision = decide(&known, upstream, &account, 0, speed, typical_cost_ms);
-        if matches!(decision, Decision::Ask { .. }) && questions.asked.len() < ASKED_MAX {
+        let is_asked = matches!(decision, Decision::Ask { .. } | Decision::Probe);
+        if is_asked && questions.asked.len() < ASKED_MAX {
             questions.asked.insert(*action, Question::from(&known));
         }
         let wait = (decision.most_ms() > 0).then(|| self.begin(&mut questions));

@@ -23,6 +23,10 @@ const NEAR_MS: f64 = 5.0;
 const HOPE: f64 = 0.01;
 /// Of the questions that do not pay, each such one is asked in the background.
 const PROBE_EVERY: u32 = 64;
+/// The same where there is no manifest and so few answers are known: by a rate that is mostly assumed,
+/// most of a build would be over before it is set right.
+const PROBE_EARLY: u32 = 8;
+const FEW_ANSWERS: f64 = 16.0;
 /// Body of a key of which nothing is known: between the mean of all, 40 KiB, and of archives, 160.
 const TYPICAL_BYTES: f64 = 65_536.0;
 /// And one that is still waited for: the few that are large cost the most.
@@ -88,6 +92,8 @@ pub struct Upstream {
     pub bandwidth_bytes_per_ms: f64,
     /// Share of the questions that were hits, 0 to 1.
     pub hit_rate: f64,
+    /// Answers to questions of this kind that the rate is taken from.
+    pub answers: f64,
     /// Answers that the latency is taken from; zero: nothing is known of it.
     pub samples: u32,
     /// Questions of this kind that were not asked because it did not pay.
@@ -179,12 +185,13 @@ pub fn decide(
 
 /// A build it is, now and then with a question behind its back.
 const fn decline(known: &Known, upstream: &Upstream) -> Decision {
-    match known {
+    let every = match known {
         // Its coming tells what upstream is like.
-        Known::Coming { .. } => Decision::Build,
-        _ if upstream.declined.is_multiple_of(PROBE_EVERY) => Decision::Probe,
-        _ => Decision::Build,
-    }
+        Known::Coming { .. } => return Decision::Build,
+        Known::NoManifest if upstream.answers < FEW_ANSWERS => PROBE_EARLY,
+        _ => PROBE_EVERY,
+    };
+    if upstream.declined.is_multiple_of(every) { Decision::Probe } else { Decision::Build }
 }
 
 /// What building the key here is expected to take.

@@ -152,7 +152,8 @@ impl Statistics {
     }
 
     /// A key was built here and took so long, after upstream was `asked` for it or was not. A key that
-    /// is bound to this machine could not have been there: its absence says nothing of upstream.
+    /// is bound to this machine could not have been there: its absence says nothing of upstream. One that
+    /// took no time was put without a question, and says nothing of the keys that are asked for.
     pub fn observe_built(
         &mut self,
         cost_ms: u32,
@@ -164,7 +165,9 @@ impl Statistics {
             let answers = &mut self.answers[kind as usize];
             answers.all = (answers.all - 1.0).max(answers.hits);
         }
-        self.observe_cost(cost_ms, is_bound, now);
+        if cost_ms > 0 {
+            self.observe_cost(cost_ms, is_bound, now);
+        }
     }
 
     /// A hit from upstream has saved building a key that takes so long on this machine.
@@ -206,6 +209,7 @@ impl Statistics {
             latency_ms: latencies.median().unwrap_or_default(),
             bandwidth_bytes_per_ms: self.bytes_per_ms.faded(left).median().unwrap_or_default(),
             hit_rate: rate * (1.0 - idle),
+            answers: all,
             samples: latencies.count(),
             declined: answers.declined,
         }

@@ -152,6 +152,8 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::policy::ask::{Decision, Known, Upstream};
+    use crate::cache::policy::statistics::Kind as Question;
 
     const OPENING: Opening<'static> = Opening {
         id: "s",
@@ -178,6 +180,30 @@ mod tests {
         clock.advance(LINGER + Duration::from_secs(1));
         sessions.release_old();
         assert!(session.unwritten().is_none());
+    }
+
+    /// The miss of a probe for a key that is bound to the machine once stayed upstream's fault.
+    #[test]
+    fn what_is_asked_behind_the_builds_back_is_known_to_be_asked() {
+        let sessions = Sessions::new(Clock::manual(Timestamp(0)));
+        let session = sessions.open(&OPENING, || None);
+        let upstream = Upstream {
+            latency_ms: 50.0,
+            bandwidth_bytes_per_ms: 0.0,
+            hit_rate: 0.01,
+            answers: 64.0,
+            samples: 15,
+            declined: 64,
+        };
+        let [probed, built] = [1, 2].map(|n| crate::entry::Digest([n; 32]));
+        let decide = |action, declined| {
+            session
+                .decide(action, &Known::NoManifest, &Upstream { declined, ..upstream }, 1.0, 200)
+                .0
+        };
+        assert_eq!([decide(&probed, 64), decide(&built, 65)], [Decision::Probe, Decision::Build]);
+        assert_eq!(session.asked(&probed), Some(Question::NoManifest));
+        assert_eq!(session.asked(&built), None);
     }
 
     #[test]

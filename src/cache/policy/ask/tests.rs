@@ -9,6 +9,7 @@ const NEAR: Upstream = Upstream {
     latency_ms: 20.0,
     bandwidth_bytes_per_ms: 125_000.0,
     hit_rate: 1.0,
+    answers: 64.0,
     samples: 15,
     declined: 1,
 };
@@ -170,6 +171,7 @@ fn what_is_coming_is_waited_for_as_long_as_it_is_worth() {
 fn what_nobody_knows_is_asked_for_as_long_as_the_second_lasts() {
     let with = |known, upstream, account| Case { known, upstream, account, ..BASE };
     let rate = |hit_rate, declined| Upstream { hit_rate, declined, ..NEAR };
+    let little = |declined| Upstream { answers: 6.0, ..rate(0.01, declined) };
     let nobody = |declined| Upstream { declined, hit_rate: 0.05, ..NOBODY };
     let late = Account { waited_ms: 900, ..FRESH };
     let none = Known::NoManifest;
@@ -185,6 +187,9 @@ fn what_nobody_knows_is_asked_for_as_long_as_the_second_lasts() {
         ("a good upstream, no manifest", with(none, rate(0.5, 1), RICH), ask(349)),
         ("an empty upstream", with(none, rate(0.01, 1), RICH), Decision::Build),
         ("an empty upstream, now and then", with(none, rate(0.01, 128), RICH), Decision::Probe),
+        ("an upstream of which little is known", with(none, little(8), RICH), Decision::Probe),
+        ("the next question to it", with(none, little(9), RICH), Decision::Build),
+        ("unlisted, little known", with(Known::Unlisted, little(8), RICH), Decision::Build),
         ("unlisted", with(Known::Unlisted, rate(0.05, 1), RICH), Decision::Build),
         (
             "unlisted and very expensive",
@@ -236,11 +241,11 @@ fn any_known() -> impl Strategy<Value = Known> {
 }
 
 fn any_upstream() -> impl Strategy<Value = Upstream> {
-    let wild = (any::<f64>(), any::<f64>(), any::<f64>(), any::<u32>(), any::<u32>());
-    let sound = (0.0..500.0, 0.0..100_000.0, 0.0..1.0, 0..16_u32, any::<u32>());
+    let wild = (any::<f64>(), any::<f64>(), any::<f64>(), any::<f64>(), any::<u32>(), any::<u32>());
+    let sound = (0.0..500.0, 0.0..100_000.0, 0.0..1.0, 0.0..90.0, 0..16_u32, any::<u32>());
     prop_oneof![wild.boxed(), sound.boxed()].prop_map(|fields| {
-        let (latency_ms, bandwidth_bytes_per_ms, hit_rate, samples, declined) = fields;
-        Upstream { latency_ms, bandwidth_bytes_per_ms, hit_rate, samples, declined }
+        let (latency_ms, bandwidth_bytes_per_ms, hit_rate, answers, samples, declined) = fields;
+        Upstream { latency_ms, bandwidth_bytes_per_ms, hit_rate, answers, samples, declined }
     })
 }
 

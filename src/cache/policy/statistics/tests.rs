@@ -224,3 +224,17 @@ proptest! {
         }
     }
 }
+
+/// Beside each package go puts keys that it has not asked for. They counted as cheap ones, so that
+/// packages were taken for half as worth asking for as they are.
+#[test]
+fn what_is_put_without_a_question_says_nothing_of_what_is_asked_for() {
+    let now = at_hour(NOON);
+    let mut statistics = Statistics::default();
+    for _ in 0..20 {
+        statistics.observe_built(300, false, None, now);
+        statistics.observe_built(0, false, None, now);
+    }
+    assert!(statistics.estimate(Kind::NoManifest, now).hit_rate > 0.49);
+    assert_eq!(statistics.typical_cost_ms(now), 300);
+}
