@@ -101,6 +101,21 @@ fn a_signal_as_soon_as_the_socket_is_there_ends_a_daemon_in_order() {
     }
 }
 
+/// What cleans a runtime directory may take the socket of a daemon that lives on. The next daemon's stood
+/// at the same place, and the first one's end removed it: a daemon that nobody could reach.
+#[test]
+fn an_end_leaves_the_socket_that_another_daemon_has_bound_meanwhile() {
+    let home = Home::new();
+    let first = home.daemon(&[]);
+    std::fs::remove_file(home.socket()).unwrap();
+    let other = home.path().join("other store");
+    let second = home.daemon(&["--store", other.to_str().unwrap()]);
+    assert_eq!(first.terminate(), Some(0));
+    assert!(second.try_control(&serde_json::json!({"op": "stats"})).is_some());
+    assert_eq!(second.terminate(), Some(0));
+    assert!(!home.socket().exists(), "its own it removes");
+}
+
 /// Ctrl-C once ended it without a word of what is left.
 #[test]
 fn an_interrupted_flush_says_what_is_left() {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::frontend::listener::passed::{Passed, Socket};
 use crate::frontend::{Config, Listen};
+
+/// Connections that wait to be accepted: a crowd may come at once. The kernel has a most of its own.
+const BACKLOG: i32 = 4096;
 
 /// Why a listener cannot be had. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -45,13 +49,30 @@ pub enum Listener {
     Unix(UnixListener, Option<SocketFile>),
 }
 
-/// Removes the socket's name when the listener goes.
-pub struct SocketFile(PathBuf);
+/// Removes the socket's name when the listener goes, unless another has taken it meanwhile.
+pub struct SocketFile {
+    path: PathBuf,
+    is: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), is: file_at(path)? })
+    }
+}
+
+/// Device and inode.
+fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is fine.
-        let _ = std::fs::remove_file(&self.0);
+        if file_at(&self.path).is_ok_and(|there| there == self.is) {
+            // Gone already is fine.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -127,7 +148,7 @@ pub async fn bind(config: &Config, mut passed: Passed) -> Result<Bound, BindErro
 }
 
 async fn bind_tcp(config: &Config, at: SocketAddr, bound: &mut Bound) -> Result<(), BindError> {
-    match TcpListener::bind(at).await {
+    match TcpListener::bind(at).await.and_then(with_backlog) {
         Ok(listener) => bound.tcp(listener),
         Err(source) if config.listen_is_default && source.kind() == io::ErrorKind::AddrInUse => {
             tracing::warn!(
@@ -138,6 +159,12 @@ async fn bind_tcp(config: &Config, at: SocketAddr, bound: &mut Bound) -> Result<
         Err(source) => return Err(BindError::Tcp { at, source }),
     }
     Ok(())
+}
+
+/// Listens anew: what was bound has a backlog that suits most programs.
+fn with_backlog<L: AsFd>(listener: L) -> io::Result<L> {
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 fn from_std(at: SocketAddr, listener: std::net::TcpListener) -> Result<TcpListener, BindError> {
@@ -165,10 +192,11 @@ fn bind_unix(path: &Path, is_shared: bool) -> Result<Listener, BindError> {
         return Err(BindError::Taken(path.to_owned()));
     }
     remove_stale(path)?;
-    let listener = UnixListener::bind(path).map_err(io)?;
+    let listener = UnixListener::bind(path).and_then(with_backlog).map_err(io)?;
     let mode = if is_shared { 0o666 } else { 0o600 };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io)?;
-    Ok(Listener::Unix(listener, Some(SocketFile(path.to_owned()))))
+    let file = SocketFile::of(path).map_err(io)?;
+    Ok(Listener::Unix(listener, Some(file)))
 }
 
 /// A socket that nobody listens on is what a killed daemon has left. Anything else is somebody's.
