@@ -9,7 +9,6 @@ use crate::cache::{Cache, READ_HERE_MAX, WRITE_PIECE, policy};
 use crate::entry::body::Receiving;
 use crate::entry::{BodyError, Digest, Hasher, Incoming, Key, Meta, RealmId};
 use crate::store::file::{Finished, Staged};
-use crate::store::segment::INLINE_MAX;
 use crate::store::{Put, StoreError};
 use crate::telemetry::metrics::Protocol;
 
@@ -71,11 +70,14 @@ impl Cache {
         // A body that cannot be stored is read all the same: its sender must be able to go on.
         let finished = match self.receive(body, limit).await? {
             Ok(finished) => finished,
-            Err((_, got)) if key.expected().is_some_and(|expected| expected != got) => {
-                let expected = key.expected().unwrap_or(got);
-                return Err(PutError::Mismatch { expected, got });
+            Err((error, got)) => {
+                return Err(match (key.expected(), got) {
+                    (Some(expected), Some(got)) if expected != got => {
+                        PutError::Mismatch { expected, got }
+                    }
+                    _ => PutError::NotStored(error),
+                });
             }
-            Err((error, _)) => return Err(PutError::NotStored(error)),
         };
         if let Some(expected) = key.expected()
             && expected != finished.digest
@@ -170,13 +172,13 @@ impl Cache {
             && !self.inner.confirmed.contains(realm.id, key, digest)
     }
 
-    /// Takes a body in. The inner error is ours, with the digest of what was sent; the outer one is
-    /// the client's.
+    /// Takes a body in. The inner error is ours, with the digest of what was sent, where that is known;
+    /// the outer one is the client's.
     pub(super) async fn receive(
         &self,
         body: Incoming,
         limit: u64,
-    ) -> Result<Result<Finished, (StoreError, Digest)>, PutError> {
+    ) -> Result<Result<Finished, (StoreError, Option<Digest>)>, PutError> {
         use futures_util::StreamExt;
         let announced = body.len;
         let mut chunks = body.chunks;
@@ -219,73 +221,77 @@ impl Cache {
 /// hashes, so that the sender can finish.
 struct Writer<'a> {
     cache: &'a Cache,
-    staged: Option<Staged>,
-    fault: Option<StoreError>,
-    hasher: Hasher,
+    to: To,
+}
+
+/// Where a body goes.
+enum To {
+    Store(Staged),
+    Nowhere(StoreError, Hasher),
+    /// What had been written went with the thread that wrote it.
+    Lost,
 }
 
 impl<'a> Writer<'a> {
     fn new(cache: &'a Cache, announced: Option<u64>) -> Self {
-        let room = cache.has_room(announced.unwrap_or(0));
-        Self {
-            cache,
-            staged: room.then(|| cache.inner.store.stage()),
-            fault: (!room).then_some(StoreError::Full),
-            hasher: Hasher::default(),
-        }
+        let size = announced.unwrap_or(0);
+        let to = if cache.has_room(size) {
+            To::Store(cache.inner.store.stage_of(size))
+        } else {
+            To::Nowhere(StoreError::Full, Hasher::default())
+        };
+        Self { cache, to }
     }
 
     async fn write(&mut self, pieces: Vec<Bytes>) {
         let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let written = self.staged.as_ref().map_or(0, Staged::len);
-        if self.staged.is_some() && !self.cache.has_room(written + more) {
+        self.to = match std::mem::replace(&mut self.to, To::Lost) {
+            To::Store(staged) if self.cache.has_room(staged.len() + more) => {
+                self.store(staged, pieces, more).await
+            }
             // A body that did not say its length has outgrown the disk: its file goes at once.
-            self.staged = None;
-            self.fault = Some(StoreError::Full);
-        }
-        let Some(mut staged) = self.staged.take() else {
-            pieces.iter().for_each(|piece| self.hasher.update(piece));
-            return;
+            To::Store(staged) => nowhere(StoreError::Full, staged.into_hasher(), &pieces),
+            To::Nowhere(fault, hasher) => nowhere(fault, hasher, &pieces),
+            To::Lost => To::Lost,
         };
-        let mut hasher = std::mem::take(&mut self.hasher);
-        let work = move || {
-            let mut fault = None;
-            for piece in &pieces {
-                hasher.update(piece);
-                if fault.is_none() {
-                    fault = staged.write(piece).err();
-                }
-            }
-            (staged, hasher, fault)
-        };
-        // Beyond that it is a file, and disks may be slow.
-        let done = if written + more <= INLINE_MAX as u64 {
-            Some(work())
-        } else {
-            self.cache.inner.tasks.blocking("write a body", work).await
-        };
-        match done {
-            Some((staged, hasher, None)) => {
-                self.staged = Some(staged);
-                self.hasher = hasher;
-            }
-            Some((_, hasher, Some(error))) => {
-                self.cache.inner.metrics.store_faults.inc();
-                tracing::warn!(%error, "store: cannot write a body");
-                self.hasher = hasher;
-                self.fault = Some(StoreError::Fault(error));
-            }
-            None => self.fault = Some(StoreError::Fault(io::Error::other("panicked"))),
-        }
     }
 
-    fn finish(self) -> Result<Finished, (StoreError, Digest)> {
-        match (self.staged, self.fault) {
-            (Some(staged), None) => Ok(staged.finish()),
-            (_, fault) => {
-                let fault = fault.unwrap_or(StoreError::Full);
-                Err((fault, self.hasher.finish()))
+    async fn store(&self, mut staged: Staged, pieces: Vec<Bytes>, more: u64) -> To {
+        let is_held = staged.holds(more);
+        let work = move || {
+            for (at, piece) in pieces.iter().enumerate() {
+                if let Err(error) = staged.write(piece) {
+                    let fault = StoreError::Fault(error);
+                    return nowhere(fault, staged.into_hasher(), &pieces[at + 1..]);
+                }
             }
+            To::Store(staged)
+        };
+        // Beyond that it is a file, and disks may be slow.
+        let to = if is_held {
+            work()
+        } else {
+            let done = self.cache.inner.tasks.blocking("write a body", work).await;
+            done.unwrap_or(To::Lost)
+        };
+        if let To::Nowhere(error, _) = &to {
+            self.cache.inner.metrics.store_faults.inc();
+            tracing::warn!(%error, "store: cannot write a body");
+        }
+        to
+    }
+
+    /// The error comes with the digest of what was sent, where that is known.
+    fn finish(self) -> Result<Finished, (StoreError, Option<Digest>)> {
+        match self.to {
+            To::Store(staged) => Ok(staged.finish()),
+            To::Nowhere(fault, hasher) => Err((fault, Some(hasher.finish()))),
+            To::Lost => Err((io::Error::other("writing panicked").into(), None)),
         }
     }
+}
+
+fn nowhere(fault: StoreError, mut hasher: Hasher, pieces: &[Bytes]) -> To {
+    pieces.iter().for_each(|piece| hasher.update(piece));
+    To::Nowhere(fault, hasher)
 }

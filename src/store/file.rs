@@ -102,6 +102,16 @@ impl Staged {
         self.file.as_ref().map(|(_, file)| file.clone())
     }
 
+    /// Whether it would still be in memory, and not a file, with so many more bytes.
+    pub fn holds(&self, more: u64) -> bool {
+        self.file.is_none() && self.held.len() as u64 + more <= self.inline_max as u64
+    }
+
+    /// Gives the body up; what is known of its digest stays.
+    pub fn into_hasher(self) -> Hasher {
+        self.hasher
+    }
+
     pub fn finish(self) -> Finished {
         let size = self.hasher.len();
         let digest = self.hasher.clone().finish();

@@ -18,6 +18,12 @@ impl Store {
         Staged::new(&self.inner.layout, INLINE_MAX)
     }
 
+    /// The same for a body of this size, as far as anybody says: one that will be a file is one from its
+    /// first byte, so that senders who stop halfway hold no memory.
+    pub fn stage_of(&self, size: u64) -> Staged {
+        if size > INLINE_MAX as u64 { self.stage_shared() } else { self.stage() }
+    }
+
     /// A body on its way in that others read along: always a file.
     pub fn stage_shared(&self) -> Staged {
         Staged::new(&self.inner.layout, 0)
