@@ -49,6 +49,7 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
         desk.woke();
         desk.set_state("idle");
         let forecast = tokio::select! {
+            biased;
             forecast = cache.forecasts().next() => forecast,
             () = shutdown.wait() => return,
         };
@@ -62,6 +63,7 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>) {
     loop {
         let knew_parents = forecast.has_parents();
         let is_cut = tokio::select! {
+            biased;
             is_cut = fulfil(&cache, &forecast) => is_cut,
             () = shutdown.wait() => false,
         };
@@ -87,6 +89,7 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>) {
 async fn hears_of_parents(forecast: &Forecast, shutdown: &mut Shutdown) -> bool {
     while forecast.is_wanted() {
         tokio::select! {
+            biased;
             parents = forecast.parents(LOOK_EVERY) => {
                 if forecast.has_parents() {
                     return !parents.is_empty();
@@ -177,6 +180,7 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
         }
         forecast.under_way_bytes.store(width.bytes, Ordering::Relaxed);
         let landed = tokio::select! {
+            biased;
             landed = flying.next() => landed,
             () = forecast.overtaking.named(), if !flying.is_empty() => continue,
         };

@@ -68,6 +68,7 @@ pub(super) async fn run(
         desk.woke();
         desk.set_state(if is_left { "waiting for upstream" } else { "idle" });
         let is_news = tokio::select! {
+            biased;
             () = cache.sessions().told() => true,
             () = sleep(again), if is_left => false,
             () = shutdown.wait() => return,
@@ -84,6 +85,7 @@ pub(super) async fn run(
             let request = uploads.request();
             cache.wake_uploader();
             tokio::select! {
+                biased;
                 () = uploads.settled(request, cache.store(), UPLOADS_WAIT) => {}
                 () = shutdown.wait() => return,
             }

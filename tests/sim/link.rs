@@ -1,5 +1,6 @@
 //! A link to the central cache, and what it does to those who use it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use larder::backend::memory::MemoryBackend;
 use larder::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Space, Upload};
-use larder::entry::BodyError;
+use larder::entry::{BodyError, Digest};
 use larder::units::Random;
 use tokio::time::sleep;
 
@@ -49,18 +50,20 @@ enum Fate {
 /// One daemon's way to the central cache.
 pub(crate) struct Link {
     central: Arc<MemoryBackend>,
+    seed: u64,
     state: Mutex<State>,
 }
 
 struct State {
-    random: Random,
     mood: Mood,
+    /// How often something was drawn for a name.
+    drawn: BTreeMap<String, u64>,
 }
 
 impl Link {
     pub(crate) fn new(central: &Arc<MemoryBackend>, seed: u64) -> Self {
-        let state = State { random: Random::new(seed), mood: Mood::Well };
-        Self { central: central.clone(), state: Mutex::new(state) }
+        let state = State { mood: Mood::Well, drawn: BTreeMap::new() };
+        Self { central: central.clone(), seed, state: Mutex::new(state) }
     }
 
     pub(crate) fn set(&self, mood: Mood) {
@@ -71,11 +74,15 @@ impl Link {
         self.state.lock().unwrap()
     }
 
-    /// How long a call is under way, and what becomes of it.
-    fn draw(&self) -> (Duration, Fate) {
+    /// How long a call is under way, and what becomes of it. Chance goes by name: of calls that come at
+    /// the same time, none has another's fate because it was the first.
+    fn draw(&self, name: &str) -> (Duration, Fate) {
         let mut state = self.state();
-        let (mood, chance) = (state.mood, state.random.next_u64());
-        let late = state.random.next_u64();
+        let drawn = state.drawn.entry(name.to_owned()).or_default();
+        *drawn += 1;
+        let digest = Digest::of(format!("{} {drawn} {name}", self.seed).as_bytes());
+        let mut random = Random::new(u64::from_le_bytes(*digest.0.first_chunk().unwrap()));
+        let (mood, chance, late) = (state.mood, random.next_u64(), random.next_u64());
         let near = Duration::from_millis(5 + late % 60);
         match mood {
             Mood::Well | Mood::Full => (near, Fate::Well),
@@ -99,8 +106,8 @@ impl Link {
     }
 
     /// Until the call has arrived; what befalls it then.
-    async fn travel(&self) -> Result<Fate, BackendError> {
-        let (takes, fate) = self.draw();
+    async fn travel(&self, name: &str) -> Result<Fate, BackendError> {
+        let (takes, fate) = self.draw(name);
         sleep(takes).await;
         match fate {
             Fate::Lost => std::future::pending().await,
@@ -111,9 +118,9 @@ impl Link {
     }
 
     async fn bring(&self, name: &Name) -> Result<Option<Fetched>, BackendError> {
-        let fate = self.travel().await?;
+        let fate = self.travel(&name.to_string()).await?;
         let Some(fetched) = self.central.get(name).await? else { return Ok(None) };
-        let (takes, _) = self.draw();
+        let (takes, _) = self.draw(&name.to_string());
         let len = fetched.len.unwrap();
         let late = fetched.chunks.then(move |piece| async move {
             sleep(takes / 4).await;
@@ -163,7 +170,7 @@ impl Backend for Link {
 
     fn put<'a>(&'a self, name: &'a Name, body: Upload) -> BoxFuture<'a, Result<(), BackendError>> {
         async move {
-            let fate = self.travel().await?;
+            let fate = self.travel(&name.to_string()).await?;
             if self.state().mood == Mood::Full {
                 return Err(BackendError::Full);
             }
@@ -181,7 +188,7 @@ impl Backend for Link {
 
     fn contains<'a>(&'a self, names: &'a [Name]) -> BoxFuture<'a, Result<Vec<bool>, BackendError>> {
         async move {
-            self.travel().await?;
+            self.travel("contains").await?;
             self.central.contains(names).await
         }
         .boxed()

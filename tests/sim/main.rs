@@ -7,13 +7,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod builds;
 mod link;
 mod world;
 
 use world::World;
 
 /// Seeds in a plain `cargo test`.
-const SIMS: u64 = 150;
+const SIMS: u64 = 80;
 const SEED: u64 = 20_261_126;
 
 #[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]

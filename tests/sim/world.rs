@@ -22,6 +22,7 @@ use larder::units::{ByteSize, Clock, Random, Timestamp};
 use larder::worker::Workers;
 use tokio::time::{Instant, sleep};
 
+use crate::builds;
 use crate::link::{Link, Mood};
 
 const BEGIN: Timestamp = Timestamp(1_800_000_000 * 1_000_000_000);
@@ -31,6 +32,7 @@ const STEPS: usize = 80;
 /// Names that are put again and again.
 const NAMES: u64 = 6;
 const LENS: [usize; 6] = [0, 10, 3_000, 65_536, 65_537, 300_000];
+const BRANCHES: [&str; 3] = ["main", "feature", ""];
 /// Longest that a whole lookup may take: the wait for an answer, then a body at the slowest pace that
 /// is put up with.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,6 +48,16 @@ struct Daemon {
     dir: PathBuf,
     /// What it was told to keep last, by name.
     own: BTreeMap<Key, Bytes>,
+    /// Actions of go that it has built or fetched.
+    built: BTreeSet<Digest>,
+}
+
+/// What outlives a daemon: its directory, its way to the central cache, and what it must not forget.
+struct Rest {
+    dir: PathBuf,
+    link: Arc<Link>,
+    own: BTreeMap<Key, Bytes>,
+    built: BTreeSet<Digest>,
 }
 
 impl Daemon {
@@ -69,18 +81,19 @@ impl Daemon {
         let cache = Cache::new(config, store, vec![upstream], Tasks::inline(), metrics, clock);
         let realm = cache.realms().resolve(Wanted::default()).unwrap();
         let workers = Workers::start(&cache);
-        Self { cache, workers, link, realm, dir, own: BTreeMap::new() }
+        let (own, built) = (BTreeMap::new(), BTreeSet::new());
+        Self { cache, workers, link, realm, dir, own, built }
     }
 
     /// In order. A store must be let go of by all before another daemon can have it.
-    async fn end(self) -> (PathBuf, Arc<Link>, BTreeMap<Key, Bytes>) {
-        let Self { cache, workers, link, realm, dir, own } = self;
+    async fn end(self) -> Rest {
+        let Self { cache, workers, link, realm, dir, own, built } = self;
         workers.drain(Duration::from_secs(2)).await;
         cache.tasks().begin_shutdown();
         assert_eq!(cache.tasks().drain(Duration::from_secs(120)).await, 0, "tasks do not end");
         cache.store().close();
         drop((cache, workers, realm));
-        (dir, link, own)
+        Rest { dir, link, own, built }
     }
 
     /// Puts, and says how long that took.
@@ -118,6 +131,8 @@ pub(crate) struct World {
     daemons: Vec<Daemon>,
     /// Every body that was ever put under a name, by whomever.
     ever: BTreeMap<Key, BTreeSet<Bytes>>,
+    /// The newest commit of the program that is built.
+    commit: u64,
     trace: Vec<String>,
 }
 
@@ -132,6 +147,7 @@ impl World {
             central: Arc::default(),
             daemons: Vec::new(),
             ever: BTreeMap::new(),
+            commit: 0,
             trace: Vec::new(),
         }
     }
@@ -170,7 +186,8 @@ impl World {
 
     async fn step(&mut self, step: usize) -> String {
         let at = usize::try_from(self.below(DAEMONS as u64)).unwrap();
-        match self.below(20) {
+        match self.below(23) {
+            20..23 => self.build(at, step).await,
             0..7 => self.put(at, step).await,
             7..14 => self.get(at).await,
             14 => self.get_at_once(at).await,
@@ -256,11 +273,21 @@ impl World {
         }
     }
 
+    /// Somebody builds the newest commit, or one that is not much older.
+    async fn build(&mut self, at: usize, step: usize) -> String {
+        self.commit += self.below(3) / 2;
+        let commit = self.commit.saturating_sub(self.below(3) / 2);
+        let (branch, place) = (self.one_of(&BRANCHES), format!("seed {}, step {step}", self.seed));
+        let Daemon { cache, realm, built, .. } = &mut self.daemons[at];
+        let told = builds::build(cache, realm, built, (commit, branch), &place).await;
+        format!("{at} {told}")
+    }
+
     async fn restart(&mut self, at: usize) -> String {
         let seed = self.random.next_u64();
         let daemon = self.daemons.remove(at);
-        let (dir, link, own) = daemon.end().await;
-        let daemon = Daemon { own, ..Daemon::start(dir, link, seed) };
+        let Rest { dir, link, own, built } = daemon.end().await;
+        let daemon = Daemon { own, built, ..Daemon::start(dir, link, seed) };
         self.daemons.insert(at, daemon);
         format!("{at} starts again")
     }
@@ -293,6 +320,13 @@ impl World {
             );
             let got = late.get(key).await;
             assert_eq!(got.as_ref().ok(), there.as_ref().or(Some(&Bytes::new())), "{key}: {got:?}");
+        }
+        for package in (0..=self.commit).flat_map(builds::packages) {
+            let is_known = self.daemons.iter().any(|daemon| daemon.built.contains(&package.action));
+            let got = late.cache.get_go(&late.realm, None, &package.action, 0).await;
+            let place = format!("seed {}, the late one", self.seed);
+            let has = builds::has(&late.cache, &package, got, &place);
+            assert!(has || !is_known, "{place}: {} did not arrive", package.action);
         }
         self.daemons.push(late);
     }

@@ -58,6 +58,7 @@ async fn of_realm(
     let parents = asked.parents(forecast);
     tokio::pin!(known, parents);
     let (head, trails, parents) = tokio::select! {
+        biased;
         (head, trails) = &mut known => {
             // A commit that was built whole needs no parents, and git may be slow to name them.
             let is_whole = head.as_ref().is_some_and(|head: &Manifest| head.complete);

@@ -119,6 +119,7 @@ async fn gather(packer: Arc<Packer>, route: Route, mut boarding: mpsc::Receiver<
     let mut shutdown = route.cache.tasks().shutdown_signal();
     loop {
         let full = tokio::select! {
+            biased;
             full = fill(&packer, &route, &mut boarding) => full,
             () = shutdown.wait() => return,
         };
