@@ -55,7 +55,9 @@ pub(crate) fn run_with(command: &mut Command, started: impl FnOnce(u32)) -> Dura
     started(child.id());
     let output = child.wait_with_output().expect("a child can be waited for");
     let took = clock.elapsed();
-    let said = String::from_utf8_lossy(&output.stderr);
+    // Tests that fail say so on the one, compilers on the other.
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
     assert!(output.status.success(), "{command:?} failed: {said}");
     took
 }
