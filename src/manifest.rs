@@ -3,7 +3,7 @@
 //! - A **manifest** lists what one session used, in order of first use: each action, its output, and
 //!   where the output's zstd frame is. One per (scope, commit); `encoding` has its bytes.
 //! - A **trail** names the last sessions of a (scope, branch): what each covers, which packs it
-//!   needs. One more names those of the scope, for branches that have none. It is read, merged and written, so that two writers at once lose a row at most; `trail`.
+//!   needs. One more names those of the scope, for builds that nothing else tells of. It is read, merged and written, so that two writers at once lose a row at most; `trail`.
 //! - A **pack** is many frames in one object, in the order in which a build wants them; `pack`.
 //!
 //! Only formats live here: pure functions from values to bytes and back, and how two values merge.
@@ -125,6 +125,11 @@ pub fn manifest_key(scope: &str, commit: &str) -> Digest {
 /// Under which key the trail of a branch stands.
 pub fn trail_key(scope: &str, branch: &str) -> Digest {
     key_of("larder trail 1", scope, branch)
+}
+
+/// Under which key the trail of a scope stands, whatever the branch.
+pub fn scope_trail_key(scope: &str) -> Digest {
+    key_of("larder scope trail 1", scope, trail::ALL_BRANCHES)
 }
 
 /// Each part with its length before it, so that no two sets of parts join.

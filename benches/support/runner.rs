@@ -251,7 +251,8 @@ impl<'a> Runner<'a> {
         let of = if flags.is_empty() { Machine::new } else { Machine::reading };
         let machine = of(&builder.home.join("larder"), &wan.url());
         let with = |go: Command| machine.run(flags, &[], &go);
-        self.timed("larder", &builder, &with, |build| {
+        let name = format!("larder{}", flags.concat());
+        self.timed(&name, &builder, &with, |build| {
             let far = Far::through(&wan, build);
             let account = machine.account();
             assert!(far.requests > 0 && account.hits > 0, "larder fetched nothing");

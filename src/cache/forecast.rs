@@ -1,8 +1,7 @@
 //! What a build is expected to need, as manifests of earlier builds foretell it.
 //!
 //! One forecast for each realm, scope and commit: sessions that build the same share it. A worker
-//! reads the manifests and fills it in; requests wait for it a bounded time, then see in it what is
-//! on its way. It only predicts: nothing is believed because a forecast says so.
+//! reads the manifests and fills it in. It only predicts: nothing is believed because it says so.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -131,6 +130,7 @@ pub struct Forecast {
     /// When the last of them left, in milliseconds of the clock.
     left_ms: AtomicU64,
     clock: Clock,
+    pub is_by_scope_alone: AtomicBool,
     is_done: AtomicBool,
     done: Notify,
     /// It ended because nobody wanted it any more.
@@ -157,6 +157,7 @@ impl Forecast {
             fetching_since_ms: AtomicU64::new(0),
             left_ms: AtomicU64::new(0),
             clock,
+            is_by_scope_alone: AtomicBool::new(false),
             is_done: AtomicBool::new(false),
             done: Notify::new(),
             is_cut: AtomicBool::new(false),

@@ -82,8 +82,10 @@ impl Frontend {
                 match listener {
                     Listener::Tcp(listener) => frontend.accept_tcp(listener, tls, shutdown).await,
                     Listener::Unix(listener, file) => {
-                        frontend.accept_unix(listener, shutdown).await;
+                        frontend.accept_unix(&listener, shutdown).await;
+                        // The name first: what is bound keeps its inode from another's socket.
                         drop(file);
+                        drop(listener);
                     }
                 }
             });
@@ -158,7 +160,7 @@ impl Frontend {
         });
     }
 
-    async fn accept_unix(&self, listener: UnixListener, mut shutdown: Shutdown) {
+    async fn accept_unix(&self, listener: &UnixListener, mut shutdown: Shutdown) {
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept(places() + PLACES_OF_USERS, || listener.accept()) => accepted,

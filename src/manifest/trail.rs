@@ -22,7 +22,8 @@ use crate::manifest::pack::PACK_MAX;
 use crate::manifest::{FormatError, PackRef};
 use crate::units::Timestamp;
 
-/// What stands for the branch in the trail of the scope: every session is written there too.
+/// What stands for the branch in the trail of the scope, which has a key of its own: every session is
+/// written there too, and what is lost there is one of many.
 pub const ALL_BRANCHES: &str = "";
 /// Most sessions of a trail.
 pub const ROWS_MAX: usize = 64;

@@ -31,7 +31,7 @@ mod queue;
 mod sources;
 mod stream;
 
-pub(in crate::worker) use sources::{name_of_manifest, name_of_trail};
+pub(in crate::worker) use sources::{name_of_manifest, name_of_scope_trail, name_of_trail};
 
 /// Units under way at once. At first many, because the link is unknown and each connection slow; then
 /// as many as bring what arrives in `AHEAD_MS`: few enough that what is needed first comes first.

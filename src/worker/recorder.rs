@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join, try_join_all};
+use futures_util::future::join3;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -22,7 +22,7 @@ use crate::manifest::trail::{self, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest};
 use crate::units::show_count;
 use crate::worker::desk::Desk;
-use crate::worker::prefetcher::{name_of_manifest, name_of_trail};
+use crate::worker::prefetcher::{name_of_manifest, name_of_scope_trail, name_of_trail};
 use crate::worker::uploader::Uploads;
 
 mod rows;
@@ -193,67 +193,65 @@ async fn add(
     has_news: fn(&Manifest, &Manifest) -> bool,
 ) -> Result<bool, BackendError> {
     let head = name_of_manifest(&aim.realm, &aim.scope, &aim.commit);
-    let (there, trails) = join(
+    let branch = name_of_trail(&aim.realm, &aim.scope, &aim.branch);
+    let scope = name_of_scope_trail(&aim.realm, &aim.scope);
+    let (there, trail, of_scope) = join3(
         read(cache, upstream, &head, manifest::SIZE_MAX, Manifest::decode),
-        read_trails(cache, upstream, aim),
+        read_trail(cache, upstream, &branch, (&aim.scope, &aim.branch)),
+        read_trail(cache, upstream, &scope, (&aim.scope, trail::ALL_BRANCHES)),
     )
     .await;
     let there = there?.filter(|there| there.is_of(&aim.scope, &aim.commit));
-    let trails = trails?;
+    let trail = trail?;
     let mut manifest = gathered.manifest.clone();
     if let Some(there) = &there {
         // What is only known from an older one of theirs does not go over a newer one.
         manifest.take_places(there, |row| gathered.hearsay.contains(&row.action));
     }
     let is_told = there.as_ref().is_some_and(|there| !has_news(&manifest, there));
-    let is_known = |trail: &Trail| trail.rows.iter().any(|row| row.commit == *aim.commit);
-    if is_told && trails.iter().all(is_known) {
+    let is_known = trail.rows.iter().any(|row| row.commit == *aim.commit);
+    if is_told && is_known {
         return Ok(false);
     }
     let mut merged = match there {
         Some(there) => manifest.merge(there),
         None => manifest,
     };
-    merged.complete |= is_complete(&merged, &trails[0], expected);
+    merged.complete |= is_complete(&merged, &trail, expected);
     let row = row_of(&merged);
     put(upstream, &head, merged.encode()).await?;
-    for trail in trails {
-        add_to_trail(upstream, aim, row.clone(), trail).await?;
+    add_to_trail(upstream, &branch, row.clone(), trail).await?;
+    // A hint for builds that have no other: neither a fault nor another version's holds anything up.
+    if let Ok(of_scope) = of_scope {
+        let _ = add_to_trail(upstream, &scope, row, of_scope).await;
     }
     cache.metrics().manifests_written.inc();
     Ok(true)
 }
 
-/// The trail of the branch, which comes first, and that of the scope; those that there are not have
-/// no rows.
-async fn read_trails(
+/// A trail that there is not has no rows.
+async fn read_trail(
     cache: &Cache,
     upstream: &Upstream,
-    aim: &Aim,
-) -> Result<Vec<Trail>, BackendError> {
-    let mut branches = vec![&*aim.branch, trail::ALL_BRANCHES];
-    branches.dedup();
-    try_join_all(branches.into_iter().map(|branch| async move {
-        let name = name_of_trail(&aim.realm, &aim.scope, branch);
-        let trail = read(cache, upstream, &name, trail::SIZE_MAX, Trail::decode).await?;
-        let (scope, branch) = (aim.scope.to_string(), branch.to_owned());
-        let trail = trail.filter(|trail| trail.is_of(&scope, &branch));
-        Ok(trail.unwrap_or(Trail { scope, branch, rows: Vec::new() }))
-    }))
-    .await
+    name: &Name,
+    (scope, branch): (&str, &str),
+) -> Result<Trail, BackendError> {
+    let trail = read(cache, upstream, name, trail::SIZE_MAX, Trail::decode).await?;
+    let trail = trail.filter(|trail| trail.is_of(scope, branch));
+    let (scope, branch) = (scope.to_owned(), branch.to_owned());
+    Ok(trail.unwrap_or(Trail { scope, branch, rows: Vec::new() }))
 }
 
 async fn add_to_trail(
     upstream: &Upstream,
-    aim: &Aim,
+    name: &Name,
     mut row: TrailRow,
     trail: Trail,
 ) -> Result<(), BackendError> {
     // The newest stands first, whatever the clocks of other writers say.
     row.written = trail.rows.first().map_or(row.written, |first| row.written.max(first.written));
-    let name = name_of_trail(&aim.realm, &aim.scope, &trail.branch);
     let news = Trail { rows: vec![row], ..trail.clone() };
-    put(upstream, &name, news.merge(trail).encode()).await
+    put(upstream, name, news.merge(trail).encode()).await
 }
 
 /// What stands there now. Only what is absent or damaged may be written over: a fault hides what is

@@ -1,6 +1,7 @@
 //! The forecasts of a daemon: shared by all who build the same, and waiting for the worker.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,8 +38,11 @@ impl Forecasts {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|old| now.saturating_sub(old.made) < FRESH_FOR || old.is_wanted());
         // Who knows more of what is built may find what another did not.
-        let is_less =
-            |known: &Forecast| known.phase() != Phase::Known && !known.aim.says_all_of(&aim);
+        let is_less = |known: &Forecast| {
+            let by_scope = known.is_by_scope_alone.load(Ordering::Relaxed);
+            let is_guess = known.phase() != Phase::Known || by_scope;
+            is_guess && !known.aim.says_all_of(&aim)
+        };
         let known = |known: &&Arc<Forecast>| known.aim.serves(&aim) && !is_less(known);
         if let Some(known) = list.iter().rev().find(known) {
             return known.clone();

@@ -1,8 +1,9 @@
 //! Which manifests tell what a build needs, and how they are read: the commit's own and those of its
-//! parents, else the best of a trail: the branch's, the default branch's, or the scope's. A manifest that is missing, damaged or of another version is
+//! parents, else the best of a trail: the branch's or the default branch's, else the scope's. A manifest that is missing, damaged or of another version is
 //! none.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
@@ -34,6 +35,10 @@ pub(in crate::worker) fn name_of_trail(realm: &Realm, scope: &str, branch: &str)
     value(realm, manifest::trail_key(scope, branch))
 }
 
+pub(in crate::worker) fn name_of_scope_trail(realm: &Realm, scope: &str) -> Name {
+    value(realm, manifest::scope_trail_key(scope))
+}
+
 fn value(realm: &Realm, key: Digest) -> Name {
     Name { namespace: realm.namespace.clone(), space: Space::Ac, id: key.to_string() }
 }
@@ -54,10 +59,11 @@ async fn of_realm(
 ) -> Option<(Arc<Realm>, Manifest)> {
     let upstream = realm.upstream.clone()?;
     let asked = Asked { cache, upstream: &upstream, realm: &realm, aim: &forecast.aim };
-    let known = join(asked.manifest(&forecast.aim.commit, PARTS_MAX), asked.trails());
+    let trails = join(asked.trails(), asked.scope_trail());
+    let known = join(asked.manifest(&forecast.aim.commit, PARTS_MAX), trails);
     let parents = asked.parents(forecast);
     tokio::pin!(known, parents);
-    let (head, trails, parents) = tokio::select! {
+    let (head, (trails, scope), parents) = tokio::select! {
         biased;
         (head, trails) = &mut known => {
             // A commit that was built whole needs no parents, and git may be slow to name them.
@@ -80,12 +86,19 @@ async fn of_realm(
     {
         found.push(manifest);
     }
+    if found.is_empty()
+        && let Some(best) = scope.as_ref().and_then(Trail::best)
+        && let Some(manifest) = asked.manifest(&best.commit, PARTS_MAX).await
+    {
+        forecast.is_by_scope_alone.store(true, Ordering::Relaxed);
+        found.push(manifest);
+    }
     let merged = found.into_iter().reduce(Manifest::merge)?;
     Some((realm.clone(), merged))
 }
 
-/// Where to start, from the trails of the own branch, the default one and the scope: the first one's,
-/// unless a later one knows of a much fuller build.
+/// Where to start, from the trails of the own branch and of others: the own one's, unless another
+/// knows of a much fuller build.
 fn best_of(trails: &[Trail]) -> Option<&TrailRow> {
     let best = trails.iter().filter_map(Trail::best);
     best.reduce(|own, other| {
@@ -111,23 +124,25 @@ impl Asked<'_> {
         is_it.then_some(manifest)
     }
 
-    /// Those of the own branch and of the default one; where no build of theirs is known to be whole,
-    /// that of the scope too.
     async fn trails(&self) -> Vec<Trail> {
         let default_branch = &*self.aim.default_branch;
         // Clones of depth 1 seldom know which branch is the default.
         let usual: &[&str] = if default_branch.is_empty() { &USUAL } else { &[default_branch] };
         let mut branches = vec![&*self.aim.branch];
-        branches.retain(|branch| *branch != trail::ALL_BRANCHES);
         branches.extend(usual.iter().filter(|branch| ***branch != *self.aim.branch));
-        let trails = join_all(branches.into_iter().map(|branch| self.trail(branch)));
-        // Asked for beside them: after them it would cost a round trip of its own.
-        let (trails, scope) = join(trails, self.trail(trail::ALL_BRANCHES)).await;
-        let mut trails: Vec<Trail> = trails.into_iter().flatten().collect();
-        if !trails.iter().filter_map(Trail::best).any(|row| row.complete) {
-            trails.extend(scope);
+        let trails = branches.into_iter().map(|branch| self.trail(branch));
+        join_all(trails).await.into_iter().flatten().collect()
+    }
+
+    /// For where nothing else is found, asked for beside it: after it, it would cost a round trip of its
+    /// own. Who trusts another namespace goes by that one: in his own are other pull requests.
+    async fn scope_trail(&self) -> Option<Trail> {
+        if self.realm.trusted.is_some() {
+            return None;
         }
-        trails
+        let name = name_of_scope_trail(self.realm, &self.aim.scope);
+        let trail = read_trail(self.cache, self.upstream, &name).await?;
+        trail.is_of(&self.aim.scope, trail::ALL_BRANCHES).then_some(trail)
     }
 
     async fn trail(&self, branch: &str) -> Option<Trail> {

@@ -97,6 +97,8 @@ async fn build_on(machine: &Machine, branch: &str, commit: &str, outputs: &[Outp
     };
     let session = machine.cache.open_session(&machine.realm(), &opening);
     session.helper_came();
+    // What is expected counts for whether the build is taken for whole.
+    session.forecast.clone().unwrap().told().await;
     machine.build(&machine.realm(), &session, outputs);
     machine.end(&session);
     assert_eq!(machine.workers.flush(MINUTE).await, Flushed::default());
@@ -129,6 +131,47 @@ async fn where_neither_branch_has_a_trail_that_of_the_scope_is_followed() {
         b.close().await;
     }
     a.close().await;
+}
+
+/// A command before the checkout knows neither parents nor branch; what it found by the scope's trail is
+/// a guess, and was once the build's forecast too.
+#[tokio::test(start_paused = true)]
+async fn a_command_that_went_by_the_scopes_trail_does_not_blind_the_build() {
+    let backend = Arc::new(MemoryBackend::new());
+    let (built, others) = (outputs(0, 30), outputs(500, 60));
+    let a = Machine::new(&backend);
+    build_on(&a, "main", "parent", &built).await;
+    build_on(&a, "feature", "f1", &others).await;
+    a.close().await;
+    backend.remove(&trail_name("team"));
+    let b = Machine::new(&backend);
+    let before = before_the_checkout(&b, "child", "").await;
+    assert_eq!((before.phase(), before.lists()), (Phase::Known, 60));
+    let session = b.begin_in(&b.realm(), "child", &["parent"]);
+    b.settled(&session).await;
+    assert_eq!(b.hits(Some(&session), &built).await, 30);
+    b.close().await;
+}
+
+/// In the namespace of pull requests, the scope's trail names what others of them have built.
+#[tokio::test(start_paused = true)]
+async fn a_pull_request_goes_by_main_and_not_by_other_pull_requests() {
+    let backend = Arc::new(MemoryBackend::new());
+    let a = Machine::new(&backend);
+    let pr = a.realm_that_trusts("pr", "main");
+    let session = a.begin_in(&pr, "p1", &[]);
+    a.build(&pr, &session, &outputs(0, 30));
+    a.end(&session);
+    assert_eq!(a.workers.flush(MINUTE).await, Flushed::default());
+    a.close().await;
+    backend.remove(&trail_name("pr"));
+    let b = Machine::new(&backend);
+    let session = b.begin_in(&b.realm_that_trusts("pr", "main"), "p2", &["c0"]);
+    let forecast = session.forecast.clone().unwrap();
+    forecast.told().await;
+    assert_eq!(forecast.lists(), 0);
+    b.end(&session);
+    b.close().await;
 }
 
 /// A pull request's lookup once asked its own namespace first, and waited for that, though the entry
