@@ -3,7 +3,8 @@
 //! - A **manifest** lists what one session used, in order of first use: each action, its output, and
 //!   where the output's zstd frame is. One per (scope, commit); `encoding` has its bytes.
 //! - A **trail** names the last sessions of a (scope, branch): what each covers, which packs it
-//!   needs. One more names those of the scope, for builds that nothing else tells of. It is read, merged and written, so that two writers at once lose a row at most; `trail`.
+//!   needs. One more names those of the scope, for builds that nothing else tells of. It is read,
+//!   merged and written: what others write meanwhile is lost until they look again; `trail`.
 //! - A **pack** is many frames in one object, in the order in which a build wants them; `pack`.
 //!
 //! Only formats live here: pure functions from values to bytes and back, and how two values merge.

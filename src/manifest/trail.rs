@@ -50,7 +50,8 @@ const _: () = assert!(
         <= SIZE_MAX
 );
 
-/// The last sessions of a (scope, branch), or of all branches of a scope, newest first, one per commit, at most `ROWS_MAX`.
+/// The last sessions of a (scope, branch), or of all branches of a scope, newest first, one per commit,
+/// at most `ROWS_MAX`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
     pub scope: String,
