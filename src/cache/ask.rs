@@ -17,7 +17,7 @@ use crate::cache::policy::statistics::{Kind as Question, Statistics};
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::session::{Opening, Session};
 use crate::cache::{Cache, FETCH_WAIT};
-use crate::entry::{Blob, Body, Digest, Found, Key, Lookup, Meta, RealmId, Why};
+use crate::entry::{Blob, Body, Digest, Found, Id, Key, Lookup, Meta, Why};
 use crate::store::Store;
 
 /// A build's first questions wait so long for the manifests to be read, if its clock permits.
@@ -189,7 +189,8 @@ impl Cache {
         }
     }
 
-    /// What the forecast says of a key, or this daemon's own memory of what it has sent.
+    /// What the forecast says of a key, this daemon's own memory of what it has sent, or the hit of the
+    /// action that it belongs to.
     /// `link`: its latency in milliseconds, and bytes a millisecond.
     fn known(
         &self,
@@ -202,13 +203,14 @@ impl Cache {
         let word = forecast.map_or(Known::NoManifest, |f| f.word(action, latency_ms, bytes_per_ms));
         let is_there =
             |realm: &Realm| self.inner.confirmed.holds(realm.id, &Key::go(realm.id, *action));
-        match word {
+        let word = match word {
             // go has moved the output away, or it was evicted: upstream has what we have sent it.
             Known::Unlisted | Known::NoManifest if realm.go_chain().any(is_there) => {
                 Known::Listed { cost_ms: 0, frame_bytes: SENT_BYTES }
             }
             word => word,
-        }
+        };
+        session.refine(action, word)
     }
 
     async fn ask_chain(&self, realm: &Realm, action: &Digest, most: Duration) -> Lookup {
@@ -286,7 +288,7 @@ impl Cache {
 
     /// A session has built what nobody had.
     pub fn learn_built(&self, realm: &Realm, session: &Session, action: &Digest, meta: &Meta) {
-        let asked = session.asked(action);
+        let is_asked = session.asked(action);
         let Some(upstream) = &realm.upstream else { return };
         let now = self.inner.clock.now();
         let recorded = session.forecast.as_ref().and_then(|f| f.cost_of(action));
@@ -294,17 +296,24 @@ impl Cache {
             self.inner.frames.built_though_listed(realm.id, *action);
         }
         self.inner.statistics.with(&upstream.name, |s| {
-            s.observe_built(meta.cost_ms, meta.class.is_machine_bound(), asked, now);
+            s.observe_built(action, meta.cost_ms, meta.class.is_machine_bound(), is_asked, now);
             if let Some(recorded) = recorded {
                 s.observe_speed(meta.cost_ms, recorded, now);
             }
         });
     }
 
+    /// A question has saved building what it asked for.
+    pub(super) fn learn_saved(&self, realm: &Realm, meta: &Meta) {
+        let Some(upstream) = realm.upstream.as_ref().filter(|_| meta.cost_ms > 0) else { return };
+        let now = self.inner.clock.now();
+        self.inner.statistics.with(&upstream.name, |s| s.observe_saved(meta.cost_ms, now));
+    }
+
     pub(super) fn learn_answer(
         &self,
         upstream: &Upstream,
-        realm: RealmId,
+        key: &Key,
         question: Question,
         is_hit: Result<bool, Why>,
         took: Duration,
@@ -312,11 +321,12 @@ impl Cache {
         let (ms, now) = (took.as_secs_f64() * 1000.0, self.inner.clock.now());
         // A pull request's own namespace lacks most of what the trusted one has, which is asked too:
         // it would count as a miss beside each hit.
-        let realm = self.inner.realms.by_id(realm);
+        let realm = self.inner.realms.by_id(key.realm);
         let asks_others = realm.is_some_and(|realm| realm.trusted.is_some());
+        let Id::Digest(action) = &key.id else { return };
         self.inner.statistics.with(&upstream.name, |s| match is_hit {
             Ok(false) if asks_others => s.observe_latency(ms, now),
-            Ok(is_hit) => s.observe_answer(question, is_hit, ms, now),
+            Ok(is_hit) => s.observe_answer(action, question, is_hit, ms, now),
             Err(_) => s.observe_fault(question, ms, now),
         });
     }

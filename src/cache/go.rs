@@ -41,8 +41,11 @@ impl Cache {
         let lookup = fitting(lookup, c_env);
         if let Some(session) = session {
             session.count(action, &lookup);
-            if matches!(lookup, Lookup::Hit(..)) {
+            if let Lookup::Hit(blob, found) = &lookup {
                 session.used(*action);
+                if matches!(found, Found::Upstream | Found::Coalesced) {
+                    self.learn_saved(realm, &blob.meta);
+                }
             }
         }
         self.count(Protocol::Go, &lookup);

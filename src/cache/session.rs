@@ -1,6 +1,6 @@
 //! Sessions: the requests of one build, counted together, and the clock that bounds its waiting.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::cache::forecast::Forecast;
 use crate::cache::policy::ask::{Account, Decision, Known, Upstream, decide};
 use crate::cache::policy::group::{Groups, Needs};
-use crate::cache::policy::statistics::Kind as Question;
 use crate::entry::{COST_MAX_MS, Class, Digest, Found, Lookup, RealmId, Why};
 use crate::manifest::ROWS_MAX;
 use crate::telemetry::metrics::{Counter, Gauge};
@@ -68,7 +67,7 @@ struct Questions {
     rest: Duration,
     groups: Groups,
     /// What was asked for, until it hits or is built.
-    asked: HashMap<Digest, Question>,
+    asked: HashSet<Digest>,
 }
 
 /// Answers that are remembered as asked for.
@@ -149,12 +148,11 @@ impl Session {
         typical_cost_ms: u32,
     ) -> (Decision, Option<Wait<'_>>) {
         let mut questions = self.questions();
-        let known = questions.groups.of(action).refine(*known);
         let account = self.account(&questions);
-        let decision = decide(&known, upstream, &account, 0, speed, typical_cost_ms);
+        let decision = decide(known, upstream, &account, 0, speed, typical_cost_ms);
         let is_asked = matches!(decision, Decision::Ask { .. } | Decision::Probe);
         if is_asked && questions.asked.len() < ASKED_MAX {
-            questions.asked.insert(*action, Question::from(&known));
+            questions.asked.insert(*action);
         }
         let wait = (decision.most_ms() > 0).then(|| self.begin(&mut questions));
         (decision, wait)
@@ -167,8 +165,13 @@ impl Session {
         (!most.is_zero()).then(|| (most, self.begin(&mut questions)))
     }
 
-    /// How this was asked for, if it was; forgets it.
-    pub fn asked(&self, action: &Digest) -> Option<Question> {
+    /// What is known of a key of which a manifest says `known`, once its action has hit.
+    pub fn refine(&self, action: &Digest, known: Known) -> Known {
+        self.questions().groups.of(action).refine(known)
+    }
+
+    /// Whether this was asked for; forgets it.
+    pub fn asked(&self, action: &Digest) -> bool {
         self.questions().asked.remove(action)
     }
 

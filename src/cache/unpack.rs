@@ -31,7 +31,7 @@ impl Cache {
             Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
         };
         let took = self.inner.clock.elapsed().saturating_sub(began);
-        self.learn_answer(upstream, key.realm, question, is_hit, took);
+        self.learn_answer(upstream, key, question, is_hit, took);
         let value = match value {
             Ok(value) => value,
             Err(end) => return end,

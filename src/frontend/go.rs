@@ -193,16 +193,8 @@ impl Conversation {
                     false
                 }
             };
-        self.count_put(&action, entry);
+        count_put(&self.frontend, &self.guest, &action, &meta_of(entry));
         self.answers.send(Frame::Done { id, stored }).await.is_ok()
-    }
-
-    fn count_put(&self, action: &Digest, entry: &Entry) {
-        let Some(session) = &self.guest.session else { return };
-        session.puts.inc();
-        session.used(*action);
-        let cache = &self.frontend.inner.cache;
-        cache.learn_built(&self.guest.realm, session, action, &meta_of(entry));
     }
 
     fn put_bytes(&mut self, id: u64, action: Digest, entry: &Entry) -> bool {
@@ -226,11 +218,11 @@ impl Conversation {
             let cache = &frontend.inner.cache;
             let upload = !guest.hello.read_only;
             let stored = guest.writes
-                && cache.put_go_bytes(&guest.realm, &action, meta, body, upload).await.is_ok();
-            if let Some(session) = &guest.session {
-                session.puts.inc();
-                session.used(action);
-            }
+                && cache
+                    .put_go_bytes(&guest.realm, &action, meta.clone(), body, upload)
+                    .await
+                    .is_ok();
+            count_put(&frontend, &guest, &action, &meta);
             // A helper that left does not hear it.
             let _ = answers.send(Frame::Done { id, stored }).await;
         });
@@ -328,6 +320,14 @@ async fn write_frame(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> std::
     let mut bytes = Vec::with_capacity(256);
     frame.encode(&mut bytes);
     to.write_all(&bytes).await
+}
+
+/// Counts what was built, and learns from it.
+fn count_put(frontend: &Frontend, guest: &Guest, action: &Digest, meta: &Meta) {
+    let Some(session) = &guest.session else { return };
+    session.puts.inc();
+    session.used(*action);
+    frontend.inner.cache.learn_built(&guest.realm, session, action, meta);
 }
 
 /// Writes answers as they come, together where several wait, and pieces of outputs between them.

@@ -95,7 +95,7 @@ pub(super) struct Outcome {
 
 #[derive(Clone, Copy, Debug)]
 enum Seen {
-    Answer { kind: Kind, is_hit: bool, latency_ms: f64 },
+    Answer { key: Digest, kind: Kind, is_hit: bool, latency_ms: f64 },
     Transfer { bytes: u64, ms: f64 },
     Fault { kind: Kind, after_ms: f64 },
 }
@@ -106,8 +106,8 @@ struct Lane {
     /// The row and which of its keys: zero is the action.
     job: Option<(usize, usize)>,
     waiting: Option<Waiting>,
-    /// What the last question was.
-    asked: Option<Kind>,
+    /// Whether upstream was asked for the job.
+    is_asked: bool,
     is_over: bool,
 }
 
@@ -213,7 +213,7 @@ impl<'a> Game<'a> {
     fn look_up(&mut self, lane: &mut Lane, row: usize, part: usize) {
         let member = match part {
             0 => Member::Stranger,
-            _ => self.groups.of(&subkey(&id(row), SUBKEYS[part - 1])),
+            _ => self.groups.of(&key_of(row, part)),
         };
         let has_come = self.arrivals.get(row).is_some_and(|at| *at <= lane.at);
         if has_come || member == Member::Empty {
@@ -237,7 +237,7 @@ impl<'a> Game<'a> {
             Decision::Build => return self.build(lane),
             Decision::Probe => {
                 self.outcome.probes += 1;
-                lane.asked = Some(kind);
+                lane.is_asked = true;
                 self.ask(row, part, kind, lane.at);
                 return self.build(lane);
             }
@@ -247,7 +247,7 @@ impl<'a> Game<'a> {
             }
             Decision::Wait { .. } => (self.arrivals[row], true),
         };
-        lane.asked = Some(kind);
+        lane.is_asked = true;
         self.account.promise(decision);
         self.in_flight += 1;
         let until = lane.at + decision.most_ms() as f64;
@@ -274,7 +274,8 @@ impl<'a> Game<'a> {
             }
         };
         let head = now + latency_ms;
-        self.seen.push((head, Seen::Answer { kind, is_hit, latency_ms }));
+        let key = key_of(row, part);
+        self.seen.push((head, Seen::Answer { key, kind, is_hit, latency_ms }));
         if !is_hit {
             return (head, false);
         }
@@ -293,12 +294,10 @@ impl<'a> Game<'a> {
 
     fn hit(&mut self, lane: &mut Lane) {
         let (row, part) = lane.job.unwrap();
-        lane.asked = None;
+        lane.is_asked = false;
         let Row { cost_ms, ref subkey_bytes, .. } = self.rows[row];
-        let (key, needs) = match part {
-            0 => (id(row), self.needs(row, lane.at)),
-            _ => (subkey(&id(row), SUBKEYS[part - 1]), Needs::Nothing),
-        };
+        let needs = if part == 0 { self.needs(row, lane.at) } else { Needs::Nothing };
+        let key = key_of(row, part);
         self.account.saved_ms += u64::from(self.groups.hit(&key, cost_ms, needs));
         if part == 0 {
             self.outcome.hits += 1;
@@ -320,12 +319,13 @@ impl<'a> Game<'a> {
     }
 
     fn build(&mut self, lane: &mut Lane) {
-        let (row, _) = lane.job.take().unwrap();
+        let (row, part) = lane.job.take().unwrap();
         let cost_ms = self.rows[row].cost_ms;
         lane.at += f64::from(cost_ms);
         let Row { is_bound, .. } = self.rows[row];
-        let asked = lane.asked.take();
-        self.statistics.observe_built(cost_ms, is_bound, asked, stamp(lane.at));
+        let is_asked = std::mem::take(&mut lane.is_asked);
+        let key = key_of(row, part);
+        self.statistics.observe_built(&key, cost_ms, is_bound, is_asked, stamp(lane.at));
     }
 
     fn learn(&mut self, now: f64) {
@@ -334,8 +334,8 @@ impl<'a> Game<'a> {
         for (at, seen) in news {
             let at = stamp(at);
             match seen {
-                Seen::Answer { kind, is_hit, latency_ms } => {
-                    self.statistics.observe_answer(kind, is_hit, latency_ms, at);
+                Seen::Answer { key, kind, is_hit, latency_ms } => {
+                    self.statistics.observe_answer(&key, kind, is_hit, latency_ms, at);
                 }
                 Seen::Transfer { bytes, ms } => self.statistics.observe_transfer(bytes, ms, at),
                 Seen::Fault { kind, after_ms } => self.statistics.observe_fault(kind, after_ms, at),
@@ -378,6 +378,11 @@ impl<'a> Game<'a> {
 
 fn id(row: usize) -> Digest {
     Digest::of(&u64::try_from(row).unwrap().to_le_bytes())
+}
+
+/// Of a row's key: zero is the action.
+fn key_of(row: usize, part: usize) -> Digest {
+    if part == 0 { id(row) } else { subkey(&id(row), SUBKEYS[part - 1]) }
 }
 
 /// A number in 0..1, the same for the same row and use.

@@ -5,11 +5,14 @@
 //! Times are passed in. `format` says how it is kept over a restart.
 
 use crate::cache::policy::ask::{Decision, Known, Upstream};
+use crate::entry::Digest;
 use crate::units::Timestamp;
 
 mod format;
+mod unsettled;
 mod window;
 
+use unsettled::Unsettled;
 use window::Window;
 
 /// After so long half of what was learnt is forgotten: a night leaves a quarter, a weekend nothing.
@@ -118,12 +121,26 @@ pub struct Statistics {
     idle: f64,
     /// The logarithm of own cost / recorded cost.
     speeds: Mean,
+    /// Not kept either.
+    unsettled: Unsettled,
 }
 
 impl Statistics {
-    /// Upstream has said whether it has what it was asked for, so long after the question.
-    pub fn observe_answer(&mut self, kind: Kind, is_hit: bool, latency_ms: f64, now: Timestamp) {
+    /// Upstream has said whether it has the key that it was asked for, so long after the question.
+    pub fn observe_answer(
+        &mut self,
+        key: &Digest,
+        kind: Kind,
+        is_hit: bool,
+        latency_ms: f64,
+        now: Timestamp,
+    ) {
         self.observe_latency(latency_ms, now);
+        if is_hit {
+            self.unsettled.settled(key);
+        } else if !self.unsettled.missed(key, kind) {
+            return;
+        }
         self.count(kind, is_hit);
     }
 
@@ -151,17 +168,19 @@ impl Statistics {
         self.bytes_per_ms.push(bytes as f64 / ms.max(TICK_MS));
     }
 
-    /// A key was built here and took so long, after upstream was `asked` for it or was not. A key that
-    /// is bound to this machine could not have been there: its absence says nothing of upstream. One that
-    /// took no time was put without a question, and says nothing of the keys that are asked for.
+    /// A key was built here and took so long, after upstream was asked for it or was not. A key that
+    /// is bound to this machine could not have been there: its absence says nothing of upstream, whether
+    /// it is known already or comes later. One that took no time was put without a question, and says
+    /// nothing of the keys that are asked for.
     pub fn observe_built(
         &mut self,
+        key: &Digest,
         cost_ms: u32,
         is_bound: bool,
-        asked: Option<Kind>,
+        is_asked: bool,
         now: Timestamp,
     ) {
-        if let Some(kind) = asked.filter(|_| is_bound) {
+        if let Some(kind) = self.unsettled.built(key, is_bound, is_asked) {
             let answers = &mut self.answers[kind as usize];
             answers.all = (answers.all - 1.0).max(answers.hits);
         }

@@ -65,8 +65,8 @@ impl Statistics {
             latencies_ms,
             bytes_per_ms,
             costs_ms,
-            idle: 0.0,
             speeds,
+            ..Self::default()
         })
     }
 }

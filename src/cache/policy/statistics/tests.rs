@@ -11,6 +11,11 @@ fn at_hour(hours: u64) -> Timestamp {
 
 const NOON: u64 = 0;
 
+/// A key where it does not matter which.
+fn any_key() -> Digest {
+    Digest::of(b"any")
+}
+
 #[test]
 fn nothing_is_known_at_first() {
     let statistics = Statistics::default();
@@ -27,8 +32,8 @@ fn nothing_is_known_at_first() {
 fn real_answers_overrule_what_is_assumed() {
     let mut statistics = Statistics::default();
     for _ in 0..100 {
-        statistics.observe_answer(Kind::Unlisted, true, 20.0, at_hour(NOON));
-        statistics.observe_answer(Kind::NoManifest, false, 20.0, at_hour(NOON));
+        statistics.observe_answer(&any_key(), Kind::Unlisted, true, 20.0, at_hour(NOON));
+        statistics.observe_answer(&any_key(), Kind::NoManifest, false, 20.0, at_hour(NOON));
     }
     let rate = |kind| statistics.estimate(kind, at_hour(NOON)).hit_rate;
     assert!(rate(Kind::Unlisted) > 0.9);
@@ -43,7 +48,7 @@ fn an_outlier_moves_neither_latency_nor_bandwidth() {
     for n in 0..40_u32 {
         let is_odd = n % 5 == 0;
         let latency = if is_odd { 1900.0 } else { 21.0 };
-        statistics.observe_answer(Kind::Listed, true, latency, at_hour(NOON));
+        statistics.observe_answer(&any_key(), Kind::Listed, true, latency, at_hour(NOON));
         statistics.observe_transfer(1 << 20, if is_odd { 4000.0 } else { 10.0 }, at_hour(NOON));
         statistics.observe_transfer(100, 0.0, at_hour(NOON));
     }
@@ -64,7 +69,7 @@ fn a_trickle_is_seen_however_little_came() {
 fn a_fault_is_no_hit_and_never_makes_upstream_look_fast() {
     let mut statistics = Statistics::default();
     for _ in 0..15 {
-        statistics.observe_answer(Kind::Listed, true, 50.0, at_hour(NOON));
+        statistics.observe_answer(&any_key(), Kind::Listed, true, 50.0, at_hour(NOON));
     }
     for _ in 0..15 {
         statistics.observe_fault(Kind::Listed, 1.0, at_hour(NOON));
@@ -82,8 +87,8 @@ fn a_fault_is_no_hit_and_never_makes_upstream_look_fast() {
 fn what_was_learnt_fades_with_age() {
     let mut statistics = Statistics::default();
     for _ in 0..100 {
-        statistics.observe_answer(Kind::NoManifest, false, 300.0, at_hour(0));
-        statistics.observe_built(900, false, None, at_hour(0));
+        statistics.observe_answer(&any_key(), Kind::NoManifest, false, 300.0, at_hour(0));
+        statistics.observe_built(&any_key(), 900, false, false, at_hour(0));
         statistics.observe_speed(400, 100, at_hour(0));
     }
     let rate = |hours| statistics.estimate(Kind::NoManifest, at_hour(hours)).hit_rate;
@@ -95,7 +100,7 @@ fn what_was_learnt_fades_with_age() {
     assert!(statistics.speed(at_hour(0)) > 3.0);
     assert!(statistics.speed(at_hour(1000)) < 1.01);
     let mut later = statistics.clone();
-    later.observe_answer(Kind::NoManifest, true, 10.0, at_hour(1000));
+    later.observe_answer(&any_key(), Kind::NoManifest, true, 10.0, at_hour(1000));
     assert!(later.estimate(Kind::NoManifest, at_hour(1000)).hit_rate > 0.5);
     assert_eq!(later.estimate(Kind::NoManifest, at_hour(1000)).samples, 1);
 }
@@ -103,8 +108,8 @@ fn what_was_learnt_fades_with_age() {
 #[test]
 fn a_clock_that_goes_back_ages_nothing() {
     let mut statistics = Statistics::default();
-    statistics.observe_answer(Kind::Listed, true, 10.0, at_hour(1000));
-    statistics.observe_answer(Kind::Listed, true, 10.0, at_hour(0));
+    statistics.observe_answer(&any_key(), Kind::Listed, true, 10.0, at_hour(1000));
+    statistics.observe_answer(&any_key(), Kind::Listed, true, 10.0, at_hour(0));
     assert_eq!(statistics.estimate(Kind::Listed, at_hour(0)).samples, 2);
 }
 
@@ -142,7 +147,7 @@ fn only_what_was_declined_is_counted() {
 #[test]
 fn the_format_stays() {
     let mut statistics = Statistics::default();
-    statistics.observe_answer(Kind::Listed, true, 20.0, Timestamp(0x0102));
+    statistics.observe_answer(&any_key(), Kind::Listed, true, 20.0, Timestamp(0x0102));
     let bytes = statistics.encode();
     assert_eq!(bytes[..9], [1, 2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[9..17], [0, 0, 0x80, 0x3f, 0, 0, 0x80, 0x3f]);
@@ -160,16 +165,17 @@ fn the_format_stays() {
 fn what_is_bound_to_the_machine_says_nothing_of_upstream() {
     let now = at_hour(NOON);
     let mut statistics = Statistics::default();
-    for _ in 0..20 {
-        statistics.observe_answer(Kind::NoManifest, false, 20.0, now);
-        statistics.observe_built(1, true, Some(Kind::NoManifest), now);
+    for number in 0..20_u8 {
+        let key = Digest::of(&[number]);
+        statistics.observe_answer(&key, Kind::NoManifest, false, 20.0, now);
+        statistics.observe_built(&key, 1, true, true, now);
     }
     let rate = |statistics: &Statistics, kind| statistics.estimate(kind, now).hit_rate;
     assert!(rate(&statistics, Kind::NoManifest) < 0.05, "the next one is bound, too");
     assert!(rate(&statistics, Kind::Listed) > 0.9);
     assert_eq!(statistics.typical_cost_ms(now), 0, "nor of what others cost");
     for _ in 0..3 {
-        statistics.observe_built(300, false, None, now);
+        statistics.observe_built(&any_key(), 300, false, false, now);
     }
     assert!(rate(&statistics, Kind::NoManifest) > 0.35, "until others come");
     for _ in 0..10 {
@@ -177,6 +183,40 @@ fn what_is_bound_to_the_machine_says_nothing_of_upstream() {
     }
     assert!(rate(&statistics, Kind::NoManifest) > 0.49);
     assert_eq!(statistics.typical_cost_ms(now), 300);
+}
+
+/// A probe's answer comes after its key was built, and was counted as any other: eight index entries, and
+/// an upstream that had had everything seemed to have every third key.
+#[test]
+fn what_is_bound_to_the_machine_says_nothing_of_upstream_when_it_is_built_before_the_answer() {
+    let now = at_hour(NOON);
+    let (mut early, mut late) = (Statistics::default(), Statistics::default());
+    for statistics in [&mut early, &mut late] {
+        for _ in 0..4 {
+            statistics.observe_answer(&any_key(), Kind::NoManifest, true, 20.0, now);
+        }
+    }
+    for number in 0..20_u8 {
+        let key = Digest::of(&[number]);
+        early.observe_answer(&key, Kind::NoManifest, false, 20.0, now);
+        early.observe_built(&key, 1, true, true, now);
+        late.observe_built(&key, 1, true, true, now);
+        late.observe_answer(&key, Kind::NoManifest, false, 20.0, now);
+    }
+    // Building has taught both of what costs nothing; a package shows what is left of the hits.
+    for statistics in [&mut early, &mut late] {
+        for _ in 0..20 {
+            statistics.observe_built(&any_key(), 300, false, false, now);
+        }
+        let rate = statistics.estimate(Kind::NoManifest, now).hit_rate;
+        assert!(rate > 0.7, "{rate}");
+    }
+    // Another key's absence counts, and so does that of one which others could have built.
+    late.observe_built(&any_key(), 300, false, true, now);
+    for number in 20..60_u8 {
+        late.observe_answer(&Digest::of(&[number]), Kind::NoManifest, false, 20.0, now);
+    }
+    assert!(late.estimate(Kind::NoManifest, now).hit_rate < 0.2);
 }
 
 fn any_kind() -> impl Strategy<Value = Kind> {
@@ -191,11 +231,12 @@ proptest! {
         let mut statistics = Statistics::default();
         for (event, kind, ms, number) in events {
             let now = Timestamp::from_seconds(u64::from(number) * 8);
+            let key = Digest::of(&[event]);
             match event {
-                0 => statistics.observe_answer(kind, number % 2 == 0, ms, now),
+                0 => statistics.observe_answer(&key, kind, number % 2 == 0, ms, now),
                 1 => statistics.observe_fault(kind, ms, now),
                 2 => statistics.observe_transfer(u64::from(number), ms, now),
-                3 => statistics.observe_built(number, number % 3 == 0, Some(kind), now),
+                3 => statistics.observe_built(&key, number, number % 3 == 0, number % 5 == 0, now),
                 _ => statistics.observe_speed(number, number.rotate_left(9), now),
             }
         }
@@ -232,8 +273,8 @@ fn what_is_put_without_a_question_says_nothing_of_what_is_asked_for() {
     let now = at_hour(NOON);
     let mut statistics = Statistics::default();
     for _ in 0..20 {
-        statistics.observe_built(300, false, None, now);
-        statistics.observe_built(0, false, None, now);
+        statistics.observe_built(&any_key(), 300, false, false, now);
+        statistics.observe_built(&any_key(), 0, false, false, now);
     }
     assert!(statistics.estimate(Kind::NoManifest, now).hit_rate > 0.49);
     assert_eq!(statistics.typical_cost_ms(now), 300);
