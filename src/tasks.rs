@@ -4,9 +4,9 @@
 
 use std::future::Future;
 use std::num::NonZero;
-use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,12 +15,11 @@ use tokio::sync::watch;
 
 use crate::telemetry::log;
 
+mod polite;
 pub mod sync;
 
-/// What others leave of the processors is enough. The kernel derives the priority of the thread's disk
-/// accesses from it.
-#[cfg(target_os = "linux")]
-const POLITE: i32 = 19;
+use polite::Polite;
+
 /// More lanes than this serve nobody faster.
 const LANES_MAX: usize = 16;
 
@@ -55,6 +54,7 @@ struct Inner {
     panics: AtomicU64,
     /// Blocking work is done where it is asked for.
     is_inline: bool,
+    polite: Arc<Polite>,
 }
 
 impl Tasks {
@@ -81,6 +81,7 @@ impl Tasks {
                 alive: watch::Sender::new(0),
                 panics: AtomicU64::new(0),
                 is_inline,
+                polite: Arc::default(),
             }),
         }
     }
@@ -133,9 +134,9 @@ impl Tasks {
         }
     }
 
-    /// Runs blocking work that nobody waits for, on a thread of its own that has the processors when
-    /// nobody else wants them: how many there are at once is up to who asks. On a kernel that groups
-    /// processes by session, that is among the daemon's own threads. None if it panicked.
+    /// Runs blocking work that nobody waits for, on a thread that has the processors when nobody else
+    /// wants them: how many there are at once is up to who asks. On a kernel that groups processes by
+    /// session, that is among the daemon's own threads. None if it panicked.
     pub async fn polite<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -144,24 +145,9 @@ impl Tasks {
         if self.inner.is_inline {
             return Some(work());
         }
-        self.blocking(name, move || {
-            // Here and there, so that it is done even if no thread can be started.
-            let work = Arc::new(Mutex::new(Some(work)));
-            let theirs = work.clone();
-            let take = |work: &Mutex<Option<_>>| {
-                work.lock().unwrap_or_else(PoisonError::into_inner).take()
-            };
-            let started = thread(name, move || {
-                give_way();
-                take(&theirs).map(|work| work())
-            });
-            match started {
-                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                Err(_) => take(&work).map(|work| work()),
-            }
-        })
-        .await
-        .flatten()
+        let polite = self.inner.polite.clone();
+        // Waited for as blocking work is, so that a paused clock stands still meanwhile.
+        self.blocking(name, move || polite.run(work)).await
     }
 
     /// How many tasks have panicked.
@@ -284,13 +270,6 @@ pub fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// Lets all others go before this thread. Elsewhere than on Linux it would be the whole process.
-fn give_way() {
-    #[cfg(target_os = "linux")]
-    // Where it is refused, the work is done all the same.
-    let _ = rustix::process::setpriority_process(None, POLITE);
-}
-
 /// Starts a thread with a name. Its owner joins it, or says why not.
 #[expect(clippy::disallowed_methods, reason = "the one place that starts threads")]
 pub fn thread<T: Send + 'static>(
@@ -327,18 +306,6 @@ mod tests {
             (count, tasks.drain(Duration::from_secs(10)).await, tasks.panics()),
             (16, 0, 16)
         );
-    }
-
-    #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn polite_work_has_what_others_leave_of_the_processors() {
-        let tasks = Tasks::new();
-        let nice = || rustix::process::getpriority_process(None).unwrap();
-        let before = nice();
-        assert_eq!(tasks.polite("test", nice).await, Some(POLITE));
-        assert_eq!(nice(), before, "other threads keep theirs");
-        assert_eq!(tasks.polite("test", || panic!("it falls")).await, None::<()>);
-        assert_eq!((tasks.drain(Duration::from_secs(10)).await, tasks.panics()), (0, 1));
     }
 
     #[tokio::test]

@@ -4,9 +4,11 @@
 //! plans and fetches; here are the steps that touch the tiers.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use zstd::bulk::Decompressor;
 
 use crate::backend::Name;
 use crate::cache::flight::{End, Joined, Leader};
@@ -116,7 +118,7 @@ impl Cache {
         }
         let finished = if size <= AT_ONCE_MAX {
             // Never more than the row says: there is no room for it.
-            let output = zstd::bulk::decompress(&whole(frame), usize::try_from(size).ok()?);
+            let output = decompress(&whole(frame), usize::try_from(size).ok()?);
             Finished::of(output.ok()?)
         } else {
             let mut unpacking = Unpacking::new(self.inner.store.stage(), size).ok()?;
@@ -183,6 +185,20 @@ impl Cache {
             Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
         }
     }
+}
+
+/// What is in a frame, if that is no more than `size`, by this thread's own decompressor.
+fn decompress(frame: &[u8], size: usize) -> std::io::Result<Vec<u8>> {
+    thread_local! {
+        static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|own| {
+        let decompressor = match own {
+            Some(decompressor) => decompressor,
+            None => own.insert(Decompressor::new()?),
+        };
+        decompressor.decompress(frame, size)
+    })
 }
 
 /// The pieces in one.

@@ -1,6 +1,9 @@
 //! Go entries on their way out: an output's frame, and the action that names it.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
+use zstd::bulk::Compressor;
 
 use crate::cache::Cache;
 use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
@@ -64,6 +67,20 @@ impl Cache {
         if Digest::of(&output) != row.digest {
             return None;
         }
-        zstd::bulk::compress(&output, ZSTD_LEVEL).ok()
+        compress(&output).ok()
     }
+}
+
+/// One frame, by this thread's own compressor: its tables take longer to make than a small frame does.
+fn compress(output: &[u8]) -> std::io::Result<Vec<u8>> {
+    thread_local! {
+        static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    }
+    COMPRESSOR.with_borrow_mut(|own| {
+        let compressor = match own {
+            Some(compressor) => compressor,
+            None => own.insert(Compressor::new(ZSTD_LEVEL)?),
+        };
+        compressor.compress(output)
+    })
 }

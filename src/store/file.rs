@@ -35,14 +35,26 @@ pub struct Staged {
     file: Option<(TempPath, Arc<File>)>,
 }
 
-/// A temporary name; the file behind it goes when this is dropped.
+/// A temporary name; the file behind it goes when this is dropped, unless it has moved.
 #[derive(Debug)]
-struct TempPath(PathBuf);
+struct TempPath(Option<PathBuf>);
+
+impl TempPath {
+    fn rename(mut self, to: &Path) -> io::Result<()> {
+        if let Some(path) = &self.0 {
+            std::fs::rename(path, to)?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+}
 
 impl Drop for TempPath {
     fn drop(&mut self) {
-        // Already placed, or gone with the directory: both are fine.
-        let _ = std::fs::remove_file(&self.0);
+        if let Some(path) = &self.0 {
+            // Gone with the directory: that is fine.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -152,7 +164,7 @@ impl Finished {
                 (path, file)
             }
         };
-        std::fs::rename(&temp.0, &target)?;
+        temp.rename(&target)?;
         Ok((target, stamp(&file.metadata()?, boot)))
     }
 }
@@ -162,7 +174,7 @@ fn create_temp(dir: &Path) -> io::Result<(TempPath, Arc<File>)> {
     let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed);
     let path = dir.join(format!("{}-{name}", std::process::id()));
     let file = File::options().read(true).write(true).create_new(true).mode(0o444).open(&path)?;
-    Ok((TempPath(path), Arc::new(file)))
+    Ok((TempPath(Some(path)), Arc::new(file)))
 }
 
 /// Hashes a whole file.
