@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join3;
+use futures_util::future::{join, join3};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -20,7 +20,7 @@ use crate::cache::session::Session;
 use crate::entry::Digest;
 use crate::manifest::trail::{self, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest};
-use crate::units::show_count;
+use crate::units::{Timestamp, show_count};
 use crate::worker::desk::Desk;
 use crate::worker::prefetcher::{name_of_manifest, name_of_scope_trail, name_of_trail};
 use crate::worker::uploader::Uploads;
@@ -220,11 +220,14 @@ async fn add(
     merged.complete |= is_complete(&merged, &trail, expected);
     let row = row_of(&merged);
     put(upstream, &head, merged.encode()).await?;
-    add_to_trail(upstream, &branch, row.clone(), trail).await?;
     // A hint for builds that have no other: neither a fault nor another version's holds anything up.
-    if let Ok(of_scope) = of_scope {
-        let _ = add_to_trail(upstream, &scope, row, of_scope).await;
-    }
+    let hint = async {
+        if let Ok(of_scope) = of_scope {
+            let _ = add_to_trail(upstream, &scope, row.clone(), of_scope).await;
+        }
+    };
+    let (added, ()) = join(add_to_trail(upstream, &branch, row.clone(), trail), hint).await;
+    added?;
     cache.metrics().manifests_written.inc();
     Ok(true)
 }
@@ -248,8 +251,10 @@ async fn add_to_trail(
     mut row: TrailRow,
     trail: Trail,
 ) -> Result<(), BackendError> {
-    // The newest stands first, whatever the clocks of other writers say.
-    row.written = trail.rows.first().map_or(row.written, |first| row.written.max(first.written));
+    // The newest stands first, whatever the clocks of other writers say; of two at one time the commit
+    // would decide.
+    let after = |first: &TrailRow| Timestamp(first.written.0.saturating_add(1));
+    row.written = trail.rows.first().map_or(row.written, |first| row.written.max(after(first)));
     let news = Trail { rows: vec![row], ..trail.clone() };
     put(upstream, name, news.merge(trail).encode()).await
 }

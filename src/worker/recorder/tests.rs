@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::BackendError;
 use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::entry::Digest;
 use crate::worker::Flushed;
 use crate::worker::prefetcher::tests::support::{
-    MINUTE, Machine, Output, manifest_name, manifest_of, outputs, trail_name, trail_of,
+    MINUTE, Machine, Output, SCOPE, manifest_name, manifest_of, outputs, scope_trail_name,
+    trail_name, trail_of,
 };
 use crate::worker::uploader::bench::{Bench, until, upstream};
 
@@ -65,6 +67,48 @@ async fn a_partial_manifest_does_not_hide_the_best_of_the_trail() {
         let forecast = b.settled(&session).await;
         assert_eq!(forecast.lists(), listed, "{commit}");
         b.close().await;
+    }
+    a.close().await;
+}
+
+/// Rows of one time stood in the order of their commits: after one machine whose clock is ahead, which
+/// build is the newest was up to chance.
+#[tokio::test(start_paused = true)]
+async fn the_latest_session_stands_first_after_one_of_a_clock_that_is_ahead() {
+    let backend = Arc::new(MemoryBackend::new());
+    let a = Machine::new(&backend);
+    a.bench.clock.advance(Duration::from_secs(10 * 365 * 24 * 3600));
+    a.build_commit("c2", &outputs(0, 20)).await;
+    a.close().await;
+    let b = Machine::new(&backend);
+    for commit in ["c3", "c1", "c4", "c0"] {
+        b.build_commit(commit, &outputs(0, 20)).await;
+    }
+    b.close().await;
+    let trail = trail_of(&backend);
+    let commits: Vec<_> = trail.rows.iter().map(|row| row.commit.as_str()).collect();
+    assert_eq!(commits, ["c0", "c4", "c1", "c3", "c2"]);
+}
+
+/// Under the key of a branch without a name, an older larder would take it for that branch's.
+#[tokio::test(start_paused = true)]
+async fn the_trail_of_the_scope_has_a_key_of_its_own_and_its_faults_hold_nothing_up() {
+    let backend = Arc::new(MemoryBackend::new());
+    let name = scope_trail_name("team");
+    assert_ne!(name.id, crate::manifest::trail_key(SCOPE, "").to_string());
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &outputs(0, 20)).await;
+    assert!(backend.peek(&name).is_some());
+    for (number, call) in [Call::Get, Call::Put].into_iter().enumerate() {
+        let at = name.clone();
+        backend.fault_by(move |called, name| {
+            let fault = Fault::Error(|| BackendError::Denied(403));
+            (called == call && *name == at).then_some(fault)
+        });
+        let commit = format!("c{}", number + 2);
+        a.build_commit(&commit, &outputs(100, 20)).await;
+        assert_eq!(actions_of(&backend, &commit).len(), 20, "{call:?}");
+        assert_eq!(trail_of(&backend).rows[0].commit, commit, "{call:?}");
     }
     a.close().await;
 }
@@ -133,7 +177,7 @@ async fn what_could_not_be_written_is_written_later() {
     let name = manifest.clone();
     backend.fault_by(move |call, asked| {
         let fails = call == Call::Put && *asked == name;
-        fails.then_some(Fault::Error(|| crate::backend::BackendError::Status(500)))
+        fails.then_some(Fault::Error(|| BackendError::Status(500)))
     });
     let session = machine.begin("c1");
     machine.build(&machine.realm(), &session, &outputs(0, 5));
@@ -222,7 +266,7 @@ async fn who_is_denied_gives_a_manifest_up() {
     let backend = Arc::new(MemoryBackend::new());
     let machine = Machine::new(&backend);
     backend.fault_by(|call, _| {
-        let denied = || crate::backend::BackendError::Denied(403);
+        let denied = || BackendError::Denied(403);
         (call == Call::Put).then_some(Fault::Error(denied))
     });
     let session = machine.begin("c1");
@@ -244,7 +288,7 @@ async fn an_upload_that_fails_does_not_keep_a_flush_from_writing_the_manifest() 
     let bad = realm.name_of(&crate::entry::Key::go(realm.id, built[2].action));
     backend.fault_by(move |call, asked| {
         let fails = call == Call::Put && *asked == bad;
-        fails.then_some(Fault::Error(|| crate::backend::BackendError::Status(500)))
+        fails.then_some(Fault::Error(|| BackendError::Status(500)))
     });
     let session = machine.begin("c1");
     machine.build(&realm, &session, &built);

@@ -15,7 +15,7 @@ use crate::entry::{Class, Digest, Lookup, Meta};
 use crate::manifest::Manifest;
 use crate::manifest::trail::Trail;
 use crate::units::{Clock, Random};
-use crate::worker::prefetcher::{name_of_manifest, name_of_trail};
+use crate::worker::prefetcher::{name_of_manifest, name_of_scope_trail, name_of_trail};
 use crate::worker::uploader::bench::{Bench, until};
 use crate::worker::{Flushed, Workers};
 
@@ -213,6 +213,10 @@ pub(in crate::worker) fn manifest_name(namespace: &str, commit: &str) -> Name {
 
 pub(in crate::worker) fn trail_name(namespace: &str) -> Name {
     name_of_trail(&realm_of(namespace), SCOPE, "main")
+}
+
+pub(in crate::worker) fn scope_trail_name(namespace: &str) -> Name {
+    name_of_scope_trail(&realm_of(namespace), SCOPE)
 }
 
 pub(in crate::worker) fn manifest_of(backend: &MemoryBackend, commit: &str) -> Manifest {
