@@ -59,7 +59,7 @@ impl Row {
             Self::Tarball => "tarball of GOCACHE",
             Self::TarballOfFive => "tarball, 5 × what is used",
             Self::Larder => "larder",
-            Self::LarderUnlisted => "larder, no manifest",
+            Self::LarderUnlisted => "no manifest, larder",
         }
     }
 }

@@ -291,16 +291,22 @@ impl Cache {
         let is_asked = session.asked(action);
         let Some(upstream) = &realm.upstream else { return };
         let now = self.inner.clock.now();
+        let is_bound = meta.class.is_machine_bound();
         let recorded = session.forecast.as_ref().and_then(|f| f.cost_of(action));
         if recorded.is_some() {
             self.inner.frames.built_though_listed(realm.id, *action);
         }
         self.inner.statistics.with(&upstream.name, |s| {
-            s.observe_built(action, meta.cost_ms, meta.class.is_machine_bound(), is_asked, now);
+            s.observe_built(action, meta.cost_ms, is_bound, is_asked, now);
             if let Some(recorded) = recorded {
                 s.observe_speed(meta.cost_ms, recorded, now);
             }
         });
+        // Those of other classes were asked as well, and what they said counts among theirs.
+        for elsewhere in realm.elsewhere.iter().filter_map(|realm| realm.upstream.as_ref()) {
+            let settle = |s: &mut Statistics| s.observe_settled(action, is_bound, is_asked);
+            self.inner.statistics.with(&elsewhere.name, settle);
+        }
     }
 
     /// A question has saved building what it asked for.
@@ -308,6 +314,11 @@ impl Cache {
         let Some(upstream) = realm.upstream.as_ref().filter(|_| meta.cost_ms > 0) else { return };
         let now = self.inner.clock.now();
         self.inner.statistics.with(&upstream.name, |s| s.observe_saved(meta.cost_ms, now));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn statistics_of(&self, upstream: &str) -> Statistics {
+        self.inner.statistics.with(upstream, |s| s.clone()).unwrap()
     }
 
     pub(super) fn learn_answer(

@@ -183,9 +183,10 @@ impl Conversation {
     async fn put(&self, id: u64, action: Digest, entry: &Entry) -> bool {
         let meta = meta_of(entry);
         let cache = &self.frontend.inner.cache;
+        let may_upload = !self.guest.hello.read_only;
         let stored = self.guest.writes
             && self.guest.is_local
-            && match cache.put_go(&self.guest.realm, &action, meta, !self.guest.hello.read_only) {
+            && match cache.put_go(&self.guest.realm, &action, meta.clone(), may_upload) {
                 Ok(GoPut::Recorded | GoPut::Off) => true,
                 Err(error) => {
                     tracing::debug!(%action, %error, "helper: a put was not recorded");
@@ -193,7 +194,7 @@ impl Conversation {
                     false
                 }
             };
-        count_put(&self.frontend, &self.guest, &action, &meta_of(entry));
+        count_put(&self.frontend, &self.guest, &action, &meta);
         self.answers.send(Frame::Done { id, stored }).await.is_ok()
     }
 

@@ -14,21 +14,30 @@ use super::thread;
 /// accesses from it.
 #[cfg(target_os = "linux")]
 pub(super) const POLITE: i32 = 19;
-/// A thread that has had nothing to do for so long ends.
+/// A thread that has had nothing to do for so long ends. What it holds meanwhile is tables.
 const IDLE: Duration = Duration::from_secs(5);
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Work, and then the word that it is done.
+type Job = Box<dyn FnOnce() -> Tell + Send>;
+type Tell = Box<dyn FnOnce() + Send>;
 
-/// Those that are there, and idle ones among them, the latest last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Polite {
     idle: Mutex<Idle>,
+    ends_after: Duration,
 }
 
+/// The idle ones, the latest last.
 #[derive(Debug, Default)]
 struct Idle {
     threads: Vec<(u64, Sender<Job>)>,
-    next: u64,
+    begun: u64,
+}
+
+impl Default for Polite {
+    fn default() -> Self {
+        Self { idle: Mutex::default(), ends_after: IDLE }
+    }
 }
 
 impl Polite {
@@ -39,30 +48,35 @@ impl Polite {
     ) -> T {
         let (tell, told) = mpsc::channel();
         let job = move || {
+            let result = catch_unwind(AssertUnwindSafe(work));
             // It is waited for below.
-            let _ = tell.send(catch_unwind(AssertUnwindSafe(work)));
+            Box::new(move || drop(tell.send(result))) as Tell
         };
         // Where no thread can be started it is done here.
-        self.begin(Box::new(job)).unwrap_or_else(|job| job());
+        if let Err(job) = self.begin(Box::new(job)) {
+            job()();
+        }
         match told.recv() {
             Ok(Ok(value)) => value,
             Ok(Err(panic)) => resume_unwind(panic),
-            Err(_) => unreachable!("a job tells before it ends, and is not dropped before"),
+            Err(_) => unreachable!("a job is done before it is dropped"),
         }
     }
 
     /// The job comes back if there is no thread for it.
     fn begin(self: &Arc<Self>, job: Job) -> Result<(), Job> {
-        let (number, idle) = {
+        let number = {
             let mut idle = self.idle();
-            idle.next += 1;
-            (idle.next, idle.threads.pop())
+            if let Some((_, thread)) = idle.threads.pop() {
+                drop(idle);
+                return thread.send(job).map_err(|refused| refused.0);
+            }
+            idle.begun += 1;
+            idle.begun
         };
-        if let Some((_, thread)) = idle {
-            return thread.send(job).map_err(|refused| refused.0);
-        }
         let (sender, jobs) = mpsc::channel();
         let (all, own) = (self.clone(), sender.clone());
+        // Nobody joins it: who has it at work waits for the word, and idle it owes nothing.
         match thread("polite", move || all.work(number, &own, &jobs)) {
             Ok(_) => sender.send(job).map_err(|refused| refused.0),
             Err(_) => Err(job),
@@ -74,9 +88,11 @@ impl Polite {
         give_way();
         let mut next = jobs.recv().ok();
         while let Some(job) = next {
-            job();
+            let tell = job();
+            // First, so that who hears it finds this one idle.
             self.idle().threads.push((number, own.clone()));
-            next = match jobs.recv_timeout(IDLE) {
+            tell();
+            next = match jobs.recv_timeout(self.ends_after) {
                 Ok(job) => Some(job),
                 Err(_) if self.retire(number) => None,
                 // Whoever has taken it off the list just now is about to send.
@@ -106,10 +122,9 @@ fn give_way() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
-
     use super::*;
     use crate::tasks::Tasks;
+    use crate::units::{Clock, Random};
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
@@ -123,22 +138,53 @@ mod tests {
         assert_eq!((tasks.drain(Duration::from_secs(10)).await, tasks.panics()), (0, 1));
     }
 
-    #[tokio::test]
-    async fn a_polite_thread_that_is_idle_does_the_next_work() {
-        let tasks = Tasks::new();
+    #[test]
+    fn a_polite_thread_that_is_idle_does_the_next_work() {
+        let polite = Arc::new(Polite { ends_after: Duration::from_secs(600), ..Polite::default() });
         let name = || std::thread::current().id();
-        let first = tasks.polite("test", name).await;
-        assert!(first.is_some());
-        // It tells before it is on the list again.
-        let idle = || tasks.inner.polite.idle().threads.len();
-        while idle() == 0 {
-            tokio::task::yield_now().await;
+        let first = polite.run(name);
+        for _ in 0..100 {
+            assert_eq!(polite.run(name), first);
         }
-        assert_eq!(tasks.polite("test", name).await, first);
-        let both = Arc::new(Barrier::new(2));
-        let meet = |both: Arc<Barrier>| move || both.wait().is_leader();
-        let (a, b) = (meet(both.clone()), meet(both));
-        let leaders = tokio::join!(tasks.polite("test", a), tasks.polite("test", b));
-        assert_eq!(leaders.0.map(|is| !is), leaders.1, "two at once are two threads");
+        // Two at once are two threads: each waits for the other's word.
+        let ((to_a, at_a), (to_b, at_b)) = (mpsc::channel(), mpsc::channel());
+        let within = Duration::from_secs(60);
+        let other = polite.clone();
+        let b =
+            thread("test", move || other.run(move || (to_a.send(()), at_b.recv_timeout(within)).1));
+        assert_eq!(polite.run(move || (to_b.send(()), at_a.recv_timeout(within)).1), Ok(()));
+        assert_eq!(b.unwrap().join().unwrap(), Ok(()));
+        assert_eq!(polite.idle().threads.len(), 2);
+    }
+
+    /// Threads that end all the time, beside who finds them on the list.
+    #[test]
+    fn polite_threads_end_when_idle_and_no_work_is_lost_by_that() {
+        let polite =
+            Arc::new(Polite { ends_after: Duration::from_micros(50), ..Polite::default() });
+        let asking = |seed: u64| {
+            let polite = polite.clone();
+            move || {
+                let mut random = Random::new(seed);
+                for number in 0..2_000 {
+                    assert_eq!(polite.run(move || number), number);
+                    for _ in 0..random.next_u64() % 4 {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        };
+        let asking: Vec<_> = (0..3).map(|seed| thread("test", asking(seed)).unwrap()).collect();
+        asking.into_iter().for_each(|thread| thread.join().unwrap());
+        // Each holds it.
+        let clock = Clock::system();
+        while Arc::strong_count(&polite) > 1 {
+            assert!(clock.elapsed() < Duration::from_secs(60), "threads do not end");
+            std::thread::yield_now();
+        }
+        assert!(polite.idle().threads.is_empty());
+        let begun = polite.idle().begun;
+        polite.run(|| ());
+        assert_eq!(polite.idle().begun, begun + 1);
     }
 }

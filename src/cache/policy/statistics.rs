@@ -107,7 +107,7 @@ fn keep(half_life: f64) -> f64 {
     0.5_f64.powf(1.0 / half_life)
 }
 
-/// What is known of one upstream. Small and bounded; cheap to clone.
+/// What is known of one upstream. Bounded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     /// When anything was last learnt.
@@ -137,7 +137,7 @@ impl Statistics {
     ) {
         self.observe_latency(latency_ms, now);
         if is_hit {
-            self.unsettled.settled(key);
+            self.unsettled.hit(key);
         } else if !self.unsettled.missed(key, kind) {
             return;
         }
@@ -180,18 +180,25 @@ impl Statistics {
         is_asked: bool,
         now: Timestamp,
     ) {
-        if let Some(kind) = self.unsettled.built(key, is_bound, is_asked) {
-            let answers = &mut self.answers[kind as usize];
-            answers.all = (answers.all - 1.0).max(answers.hits);
-        }
+        self.observe_settled(key, is_bound, is_asked);
         if cost_ms > 0 {
             self.observe_cost(cost_ms, is_bound, now);
         }
     }
 
-    /// A hit from upstream has saved building a key that takes so long on this machine.
-    pub fn observe_saved(&mut self, cost_ms: u32, now: Timestamp) {
-        self.observe_cost(cost_ms, false, now);
+    /// The same, as far as it tells of an answer: of what building costs another upstream is told.
+    pub fn observe_settled(&mut self, key: &Digest, is_bound: bool, is_asked: bool) {
+        if let Some(kind) = self.unsettled.built(key, is_bound, is_asked) {
+            let answers = &mut self.answers[kind as usize];
+            answers.all = (answers.all - 1.0).max(answers.hits);
+        }
+    }
+
+    /// A hit from upstream has saved building a key, which took so long where it was built.
+    #[expect(clippy::cast_possible_truncation, reason = "a minute at most, by ten")]
+    pub fn observe_saved(&mut self, recorded_ms: u32, now: Timestamp) {
+        let here = f64::from(recorded_ms).min(COST_MAX_MS) * self.speed(now);
+        self.observe_cost(here.max(1.0).round() as u32, false, now);
     }
 
     /// A key was built here although its cost elsewhere is on record.

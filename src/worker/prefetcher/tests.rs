@@ -16,6 +16,7 @@ use crate::worker::uploader::bench::until;
 mod aims;
 mod damage;
 mod hostile;
+mod learns;
 pub(in crate::worker) mod support;
 mod waits;
 

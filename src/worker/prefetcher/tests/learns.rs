@@ -1,0 +1,65 @@
+//! What lookups and builds teach the policy about an upstream.
+
+use std::sync::Arc;
+
+use super::support::{Machine, Output, output};
+use crate::backend::memory::MemoryBackend;
+use crate::cache::policy::group::subkey;
+use crate::cache::policy::statistics::{Kind, Statistics};
+
+const COST_MS: u32 = 200;
+
+/// An upstream with these outputs and no manifest, and a machine that has none of them.
+async fn without_a_manifest(built: &[Output]) -> Machine {
+    let backend = Arc::new(MemoryBackend::new());
+    let a = Machine::new(&backend);
+    a.build_commit("c1", built).await;
+    a.close().await;
+    for name in backend.names() {
+        if backend.peek(&name).is_some_and(|value| crate::manifest::is_one(&value)) {
+            backend.remove(&name);
+        }
+    }
+    Machine::new(&backend)
+}
+
+/// Only builds told what building costs: a machine that began with hits took every key for worthless.
+#[tokio::test(start_paused = true)]
+async fn hits_from_upstream_tell_what_a_key_is_worth() {
+    let built: Vec<_> = (0..5).map(|n| output(n, 3000)).collect();
+    let b = without_a_manifest(&built).await;
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    let typical = || b.cache.statistics_of("main").typical_cost_ms(b.cache.clock().now());
+    assert_eq!(typical(), 0);
+    assert_eq!(b.hits(Some(&session), &built).await, 5);
+    assert_eq!(typical(), COST_MS);
+    // What is here has not been asked for.
+    assert_eq!(b.hits(Some(&session), &built).await, 5);
+    b.end(&session);
+    b.close().await;
+}
+
+/// What an action has printed was decided about as listed, and counted as a question into the blue.
+#[tokio::test(start_paused = true)]
+async fn what_an_action_has_printed_is_a_question_about_what_is_listed() {
+    let built = [output(0, 3000)];
+    let b = without_a_manifest(&built).await;
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    let now = b.cache.clock().now();
+    let answers = |s: &Statistics| {
+        [Kind::Listed, Kind::NoManifest].map(|kind| s.estimate(kind, now).answers > 0.5)
+    };
+    assert_eq!(b.hits(Some(&session), &built).await, 1);
+    let before = b.cache.statistics_of("main");
+    assert_eq!(answers(&before), [false, true]);
+    let printed = Output { action: subkey(&built[0].action, "stdout"), body: Vec::new() };
+    assert_eq!(b.hits(Some(&session), &[printed]).await, 0);
+    let after = b.cache.statistics_of("main");
+    assert_eq!(answers(&after), [true, true]);
+    let same = |s: &Statistics| s.estimate(Kind::NoManifest, now).answers;
+    assert!((same(&before) - same(&after)).abs() < 0.1);
+    b.end(&session);
+    b.close().await;
+}
