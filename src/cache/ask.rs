@@ -173,6 +173,10 @@ impl Cache {
         match decision {
             Decision::Build => Lookup::Miss(Why::Policy),
             Decision::Probe => {
+                // As it is looked for once more before it is asked for.
+                if let Some(blob) = self.local_go(realm, action).await {
+                    return Lookup::Hit(blob, Found::Disk);
+                }
                 for realm in realm.go_chain() {
                     // Nobody waits for it; what it brings is kept and learned from.
                     let _ = self.join_go(realm, &Key::go(realm.id, *action), (&known).into());
@@ -234,6 +238,11 @@ impl Cache {
                 if let Ok(blob) = landed(follower.arrival().await) {
                     return Lookup::Hit(blob, Found::Coalesced);
                 }
+            }
+            // One that was on its way when it was looked for here may have come before it could be
+            // joined.
+            if let Some(blob) = self.local_go(realm, action).await {
+                return Lookup::Hit(blob, Found::Disk);
             }
             let asked = realm.go_chain().map(|realm| self.upstream_go(realm, action, question));
             let mut asked: FuturesUnordered<_> = asked.collect();
