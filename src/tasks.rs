@@ -1,4 +1,5 @@
-//! Tasks and threads: each has a name, an owner that waits for it, and hears of the shutdown.
+//! Tasks and threads: each has a name, an owner that waits for it, and hears of the shutdown. Polite
+//! threads are waited for while they are at work; idle they hold nothing but tables, and end by themselves.
 //!
 //! The only place that spawns. A panic is caught here, counted and logged, and ends its task alone.
 

@@ -173,7 +173,7 @@ impl Cache {
         match decision {
             Decision::Build => Lookup::Miss(Why::Policy),
             Decision::Probe => {
-                // As it is looked for once more before it is asked for.
+                // What was on its way may have come since: then nobody is asked.
                 if let Some(blob) = self.local_go(realm, action).await {
                     return Lookup::Hit(blob, Found::Disk);
                 }
