@@ -8,7 +8,7 @@
 //! It must not be able to reach the cache: it uses the store's outside (`store::reader`) only.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -35,12 +35,14 @@ mod remote;
 mod stdio;
 #[cfg(test)]
 mod tests;
+mod toolchain;
 
 use account::Account;
 pub use answers::announce;
 use answers::{Answers, Input};
 use bodies::{Arrived, Shelves};
 use parents::Parents;
+pub use places::realms;
 use places::{Places, Refuge, Sharing};
 #[cfg(fuzzing)]
 pub use protocol::fuzz;
@@ -91,16 +93,8 @@ pub struct HelperConfig {
     pub temp_dir: PathBuf,
     pub deadline: Duration,
     pub c_inputs: c_env::CInputs,
+    pub goroot: Option<PathBuf>,
     pub pid: u32,
-}
-
-/// The realms of a client that no daemon has told any: what it is told to write, and what it trusts.
-/// The daemon makes the same ones of the same words.
-pub fn realms(upstream: Option<&str>, namespace: &str, trust: Option<&str>) -> Vec<RealmId> {
-    let upstream = upstream.unwrap_or_default();
-    let trust = trust.filter(|trust| *trust != namespace);
-    let own = RealmId::of(upstream, namespace, trust);
-    std::iter::once(own).chain(trust.map(|trust| RealmId::of(upstream, trust, None))).collect()
 }
 
 /// What the threads of a helper share.
@@ -239,7 +233,8 @@ impl Helper {
             let known = &adopted.known;
             self.answers.hit(id, &known.output.0, known.size, known.time, &adopted.path);
             self.account.hit_native();
-            let mut entry = self.entry(known.output, known.size, adopted.class(), SOURCE_NATIVE);
+            let class = self.refined(adopted.class(), &adopted.path);
+            let mut entry = self.entry(known.output, known.size, class, SOURCE_NATIVE);
             entry.time_ns = known.time.0;
             return self.share(&places, id, action, entry, adopted.path);
         }
@@ -266,6 +261,7 @@ impl Helper {
             Ok(Arrived { path, class, is_placed }) => {
                 self.answers.stored(id, &path);
                 if is_placed {
+                    let class = self.refined(class, &path);
                     let mut entry = self.entry(output, size, class, SOURCE_BUILT);
                     entry.cost_ms = cost_ms;
                     self.share(&places, id, action, entry, path);
@@ -277,6 +273,10 @@ impl Helper {
             }
         }
         Ok(())
+    }
+
+    fn refined(&self, class: Class, output: &Path) -> Class {
+        toolchain::refined(class, output, self.config.goroot.as_deref(), self.clock.now())
     }
 
     fn entry(&self, output: Digest, size: u64, class: Class, source: u8) -> Entry {

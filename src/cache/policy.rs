@@ -72,6 +72,7 @@ mod tests {
             (Class::PackageIndex, Share::Local),
             (Class::CompilerId, Share::Local),
             (Class::ModuleIndex, Share::Upstream),
+            (Class::ToolchainIndex, Share::Upstream),
             (Class::Probe, Share::Upstream),
             (Class::TestLog, Share::Off),
             (Class::TestResult, Share::Off),

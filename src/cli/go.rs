@@ -92,6 +92,8 @@ fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperCon
             cc: sources.variable("CC"),
             path: sources.variable("PATH").unwrap_or_default(),
         },
+        // go sets it for all that it starts.
+        goroot: sources.variable("GOROOT").map(PathBuf::from),
         pid: std::process::id(),
     }
 }

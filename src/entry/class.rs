@@ -34,10 +34,12 @@ pub enum Class {
     Coverage = 12,
     /// A list of source files.
     Sources = 13,
+    /// The index of a package of the toolchain, keyed by the times and paths of an image or archive.
+    ToolchainIndex = 14,
 }
 
 impl Class {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Other,
         Self::Archive,
         Self::CgoArchive,
@@ -52,6 +54,7 @@ impl Class {
         Self::TestResult,
         Self::Coverage,
         Self::Sources,
+        Self::ToolchainIndex,
     ];
 
     pub fn from_u8(n: u8) -> Self {
@@ -74,6 +77,7 @@ impl Class {
             Self::TestResult => "test",
             Self::Coverage => "coverage",
             Self::Sources => "sources",
+            Self::ToolchainIndex => "toolchain_index",
         }
     }
 

@@ -24,6 +24,15 @@ const TRIM_FILES_MAX: usize = 200_000;
 /// Refuges of helpers that ended this long ago are removed.
 const REFUGE_AGE_MAX: Duration = Duration::from_secs(86_400);
 
+/// The realms of a client that no daemon has told any: what it is told to write, and what it trusts.
+/// The daemon makes the same ones of the same words.
+pub fn realms(upstream: Option<&str>, namespace: &str, trust: Option<&str>) -> Vec<RealmId> {
+    let upstream = upstream.unwrap_or_default();
+    let trust = trust.filter(|trust| *trust != namespace);
+    let own = RealmId::of(upstream, namespace, trust);
+    std::iter::once(own).chain(trust.map(|trust| RealmId::of(upstream, trust, None))).collect()
+}
+
 /// How outputs get to the daemon, if they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sharing {

@@ -53,6 +53,7 @@ fn config(dir: &Path) -> HelperConfig {
         temp_dir: dir.to_owned(),
         deadline: Duration::from_secs(20),
         c_inputs: c_env::CInputs::default(),
+        goroot: None,
         pid: std::process::id(),
     }
 }

@@ -43,6 +43,9 @@ fn a_cold_machine_fetches_what_an_earlier_build_used_before_go_asks() {
     assert!(session["prefetched"].as_u64().unwrap() > 20, "{session}");
     let asked = number(&central.stats(), &["requests", "ac", "gets"]) - before;
     assert!(asked < 20, "{asked} actions were asked for one by one: {session}");
+    // Of all indexes only those of the checkout, whose files have new times, had to be made.
+    let made = number(&daemon.stats(), &["requests", "go", "puts"]);
+    assert!(made < 10, "{made} entries were made on a cold machine: {session}");
 }
 
 /// The packages that `-v` says were compiled.
