@@ -30,6 +30,7 @@ mod plan;
 mod queue;
 mod sources;
 mod stream;
+mod turns;
 
 pub(in crate::worker) use sources::{name_of_manifest, name_of_scope_trail, name_of_trail};
 

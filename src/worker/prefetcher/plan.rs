@@ -33,7 +33,7 @@ pub(super) struct Part {
     pub(super) at: Range<u64>,
     pub(super) expected: Vec<Expected>,
     /// Row of the manifest that needs it first.
-    first: usize,
+    pub(super) first: usize,
     /// Bytes that are needed sooner.
     before: u64,
 }

@@ -8,21 +8,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 
 use crate::backend::{BackendError, Fetched};
 use crate::cache::Cache;
 use crate::cache::forecast::Forecast;
 use crate::worker::prefetcher::End;
 use crate::worker::prefetcher::plan::{Part, Unit};
+use crate::worker::prefetcher::turns::Turns;
 
 /// Frames that are being unpacked, so that what arrives faster waits where it costs no memory.
 const UNPACKING_MAX: usize = 3;
 /// Transfers that last less say nothing about bandwidth.
 const MEASURED_FROM: u64 = 256 << 10;
 
-/// Turns at unpacking, shared by all streams.
-static TURNS: Semaphore = Semaphore::const_new(UNPACKING_MAX);
+/// Turns at unpacking, shared by all streams: what was used first goes first, whichever stream brings it.
+static TURNS: Turns = Turns::new(UNPACKING_MAX);
 
 /// Fetches a unit; what does not come is left to those who need it. A unit comes back that is a part
 /// of an object whose upstream would send all of it.
@@ -118,7 +118,7 @@ async fn receive(
     at - start
 }
 
-/// Unpacks a frame on a thread of its own, in turn.
+/// Unpacks a frame on a thread of its own, in its turn.
 async fn keep(
     cache: &Cache,
     forecast: &Arc<Forecast>,
@@ -127,7 +127,7 @@ async fn keep(
     frame: Vec<Bytes>,
     end: End,
 ) {
-    let turn = TURNS.acquire().await.expect("it is never closed");
+    let turn = TURNS.take(part.first).await;
     let (worker, forecast) = (cache.clone(), forecast.clone());
     let keeping = async move {
         let work = {
