@@ -230,10 +230,12 @@ impl Session {
         let saved = self.saves(action, lookup);
         self.saved_ms.add(saved);
         match lookup {
-            Lookup::Hit(blob, Found::Upstream | Found::Coalesced) => {
+            Lookup::Hit(blob, Found::Upstream) => {
                 self.hits_upstream.inc();
                 self.bytes_in.add(blob.meta.size);
             }
+            // Its bytes count where they were asked for: what is fetched ahead counts all of them.
+            Lookup::Hit(_, Found::Coalesced) => self.hits_upstream.inc(),
             Lookup::Hit(_, Found::Memory | Found::Disk | Found::Native) => self.hits_near.inc(),
             Lookup::Miss(why) => {
                 self.misses.inc();
@@ -249,11 +251,16 @@ impl Session {
         self.saved_ms.add(now.saved_ms.saturating_sub(before.saved_ms));
     }
 
-    /// The first word about them counts: all helpers of a session build one commit.
-    pub fn parents_are(&self, ids: &[String]) {
-        if ids.is_empty() {
-            return;
+    /// What a helper's `Hello` knows of the commit's parents, which may be nothing yet.
+    fn hear_opening(&self, opening: &Opening<'_>) {
+        if !opening.parents.is_empty() {
+            self.parents_are(opening.parents);
         }
+    }
+
+    /// The first word about them counts, that there are none too: all helpers of a session build one
+    /// commit.
+    pub fn parents_are(&self, ids: &[String]) {
         let parents =
             self.parents.get_or_init(|| ids.iter().map(|id| id.as_str().into()).collect());
         if let Some(forecast) = &self.forecast {

@@ -15,7 +15,8 @@ pub(super) struct Parents(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    ids: Vec<String>,
+    /// None: nobody has looked yet.
+    ids: Option<Vec<String>>,
     is_looking: bool,
     /// The daemon that we are connected to has heard them.
     is_told: bool,
@@ -44,16 +45,19 @@ impl Parents {
     /// What the next daemon is told at once.
     pub(super) fn for_hello(&self) -> Vec<String> {
         let mut state = self.locked();
-        state.is_told = !state.ids.is_empty();
-        state.ids.clone()
+        let ids = state.ids.clone().unwrap_or_default();
+        // `Hello` has no word for there being none.
+        state.is_told = !ids.is_empty();
+        ids
     }
 
-    /// Tells the daemon, if there is one and something that it has not heard. Called by whoever
-    /// comes second: the parents or the connection.
+    /// Tells the daemon, if there is one and something that it has not heard; that there are none, or
+    /// none that git would name, too: it waits for them. Called by whoever comes second: the parents or
+    /// the connection.
     pub(super) fn tell(&self, questions: &Questions) {
         let mut state = self.locked();
-        if !state.is_told && !state.ids.is_empty() {
-            state.is_told = questions.say(&[Frame::Parents { ids: state.ids.clone() }]);
+        if let (false, Some(ids)) = (state.is_told, state.ids.clone()) {
+            state.is_told = questions.say(&[Frame::Parents { ids }]);
         }
     }
 
@@ -64,7 +68,7 @@ impl Parents {
 
     fn found(&self, ids: Vec<String>) {
         let mut state = self.locked();
-        state.ids = ids;
+        state.ids = Some(ids);
         state.is_looking = false;
     }
 
@@ -95,5 +99,26 @@ mod tests {
         assert_eq!(parents.for_hello(), ["a"], "the next daemon");
         parents.tell(&questions);
         assert!(matches!(questions.next_outgoing(true), Outgoing::Nothing));
+    }
+
+    /// A first commit has none, and where git refuses none are known. Nobody said so, and the daemon
+    /// waited a quarter of a second for them in each cold build.
+    #[test]
+    fn a_daemon_hears_that_there_are_none() {
+        let parents = Parents::default();
+        let questions = Questions::new(Link::Down);
+        questions.up(std::time::Duration::ZERO);
+        parents.tell(&questions);
+        assert!(matches!(questions.next_outgoing(true), Outgoing::Nothing), "not looked yet");
+        parents.found(Vec::new());
+        for which in ["this daemon", "the next one"] {
+            assert_eq!(parents.for_hello(), [""; 0], "{which}");
+            parents.tell(&questions);
+            parents.tell(&questions);
+            let mut expected = Vec::new();
+            Frame::Parents { ids: Vec::new() }.encode(&mut expected);
+            let Outgoing::Frames(said) = questions.next_outgoing(true) else { panic!("{which}") };
+            assert_eq!(said, expected, "{which}");
+        }
     }
 }

@@ -190,7 +190,8 @@ pub enum Frame {
     Sees {
         store: bool,
     },
-    /// Said once by a helper that has found the parents of its commit after its `Hello`.
+    /// Said once by a helper that has found the parents of its commit after its `Hello`, or that git
+    /// names none.
     Parents {
         ids: Vec<String>,
     },

@@ -66,7 +66,7 @@ impl Sessions {
                 && *s.commit == *opening.commit
         };
         if let Some(found) = list.iter().rev().find(same) {
-            found.parents_are(opening.parents);
+            found.hear_opening(opening);
             return found.clone();
         }
         if list.len() >= SESSIONS_MAX {
@@ -105,7 +105,7 @@ impl Sessions {
             processors: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
             clock: self.clock.clone(),
         });
-        session.parents_are(opening.parents);
+        session.hear_opening(opening);
         list.push_back(session.clone());
         session
     }
@@ -153,6 +153,7 @@ impl Sessions {
 mod tests {
     use super::*;
     use crate::cache::policy::ask::{Decision, Known, Upstream};
+    use crate::entry::{Blob, Body, Class, Found, Lookup, Meta};
 
     const OPENING: Opening<'static> = Opening {
         id: "s",
@@ -202,6 +203,26 @@ mod tests {
         };
         assert_eq!([decide(&probed, 64), decide(&built, 65)], [Decision::Probe, Decision::Build]);
         assert!(session.asked(&probed) && !session.asked(&probed) && !session.asked(&built));
+    }
+
+    /// What came ahead of a build and was waited for was once counted twice: as it came, and as an answer.
+    #[test]
+    fn what_others_have_asked_for_is_a_hit_that_brings_no_bytes() {
+        let sessions = Sessions::new(Clock::manual(Timestamp(0)));
+        let session = sessions.open(&OPENING, || None);
+        let action = crate::entry::Digest([1; 32]);
+        let meta = Meta::new(crate::entry::Digest([2; 32]), 100, Timestamp(0), Class::Archive);
+        for (found, bytes) in [
+            (Found::Coalesced, 0),
+            (Found::Upstream, 100),
+            (Found::Disk, 100),
+            (Found::Coalesced, 100),
+        ] {
+            let blob = Blob { meta: meta.clone(), body: Body::Bytes(bytes::Bytes::new()) };
+            session.count(&action, &Lookup::Hit(blob, found));
+            assert_eq!(session.bytes_in.get(), bytes, "{found:?}");
+        }
+        assert_eq!((session.hits_upstream.get(), session.hits_near.get()), (3, 1));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::manifest::{self, FormatError, Manifest, Place};
 /// What default branches are called.
 const USUAL: [&str; 2] = ["main", "master"];
 /// Git is asked for the parents beside the first questions.
-const PARENTS_WAIT: Duration = Duration::from_millis(250);
+pub(super) const PARENTS_WAIT: Duration = Duration::from_millis(250);
 /// A manifest that covers so small a part of what its trail has seen hides a fuller one.
 const PARTIAL: f64 = 0.8;
 

@@ -10,6 +10,7 @@ use crate::cache::session::Opening;
 use crate::entry::{Class, Meta};
 use crate::manifest::trail::Trail;
 use crate::worker::Flushed;
+use crate::worker::prefetcher::sources::PARENTS_WAIT;
 use crate::worker::prefetcher::tests::support::{
     MINUTE, Machine, Output, SCOPE, contents, copy_of, manifest_name, output, outputs, timed,
     trail_name,
@@ -80,6 +81,32 @@ async fn without_a_known_default_branch_the_usual_ones_are_asked_for() {
     let forecast = before_the_checkout(&b, "of a feature", "feature").await;
     assert_eq!(forecast.phase(), Phase::Known);
     assert_eq!(forecast.fetched.load(Ordering::Relaxed), 30);
+    b.close().await;
+}
+
+/// Whether a commit without parents was built whole nobody can tell, and parents that there are not were
+/// waited for once.
+#[tokio::test(start_paused = true)]
+async fn a_commit_without_parents_is_not_waited_for() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 30);
+    let a = Machine::new(&backend);
+    a.build_commit("first", &built).await;
+    a.close().await;
+    let b = Machine::new(&backend);
+    let session = b.begin("first");
+    let forecast = session.forecast.clone().unwrap();
+    let early = tokio::time::timeout(PARENTS_WAIT / 2, forecast.told());
+    assert!(early.await.is_err(), "nobody has said yet that there are none");
+    b.end(&session);
+    b.close().await;
+    let b = Machine::new(&backend);
+    let session = b.begin("first");
+    session.parents_are(&[]);
+    let forecast = session.forecast.clone().unwrap();
+    tokio::time::timeout(PARENTS_WAIT / 2, forecast.told()).await.unwrap();
+    assert_eq!(forecast.lists(), 30);
+    b.end(&session);
     b.close().await;
 }
 
