@@ -27,6 +27,7 @@ mod support {
     pub(crate) mod machine;
     #[expect(dead_code, reason = "other benches use the rest")]
     pub(crate) mod measure;
+    pub(crate) mod memory;
     pub(crate) mod module;
     pub(crate) mod runner;
     pub(crate) mod stream;
@@ -44,6 +45,7 @@ mod cold {
 use std::time::Duration;
 
 use support::measure::{Plan, flag, option, say};
+use support::memory;
 use support::module::Module;
 use support::runner::Runner;
 use support::wan::Link;
@@ -115,6 +117,9 @@ fn main() {
     let work = tempfile::tempdir().expect("a temporary directory can be made");
     let scale = options.plan.scale;
     say(&format!("go {}; `{}`", go.version, Plan::command("cold_runner")));
+    if !options.plan.is_short() {
+        memory::fill(work.path());
+    }
     for name in &options.what {
         let work = work.path().join(name);
         let module = Module::write(&work.join("origin"), scale);
