@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-/// Reads a file of holes in `dir`, as long as memory is free. The kernel takes its pages again for
+/// Reads a file of holes in `dir` that is as large as free memory. Nothing is gained where `dir` is in memory
+/// itself, or where this process may not have all of it. The kernel takes its pages again for
 /// whatever is written next; the file must stay until then.
 pub(crate) fn fill(dir: &Path) {
     let Some(free) = free_bytes() else { return };

@@ -75,12 +75,13 @@ impl Cache {
     /// Asks for what is expected as a single question of its own; returns when it is answered.
     pub async fn ask_ahead(&self, realm: &Realm, forecast: &Forecast, expected: Expected) {
         let Some(upstream) = realm.upstream.clone() else { return };
-        let action = expected.row.action;
+        let (action, bytes) = (expected.row.action, expected.row.size);
         let key = Key::go(realm.id, action);
         let name = realm.name_of(&key);
         let question = policy::statistics::Kind::Listed;
         self.clone().fly(expected.leader, upstream, realm.id, name, key.clone(), question).await;
         if self.inner.store.find_go(&key).is_some() {
+            forecast.brought(bytes);
             forecast.arrived(&action, true);
         } else {
             forecast.left(&action);
@@ -106,7 +107,7 @@ impl Cache {
             self.record_ahead(realm, forecast, expected, true);
         } else {
             // Nobody shall rely on this frame: a build of the output is sent again.
-            self.inner.frames.remove(realm, &output);
+            self.inner.frames.spoil(realm, &output);
             expected.iter().for_each(|e| forecast.left(&e.row.action));
         }
         kept

@@ -300,7 +300,7 @@ impl Cache {
         let is_asked = session.asked(action);
         let Some(upstream) = &realm.upstream else { return };
         let now = self.inner.clock.now();
-        let is_bound = meta.class.is_machine_bound();
+        let is_bound = meta.class.is_missed_in_vain();
         let recorded = session.forecast.as_ref().and_then(|f| f.cost_of(action));
         if recorded.is_some() {
             self.inner.frames.built_though_listed(realm.id, *action);

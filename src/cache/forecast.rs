@@ -180,10 +180,11 @@ impl Forecast {
         let _ = phase.wait_for(|phase| *phase != Phase::Loading).await;
     }
 
-    /// The first word about parents counts.
+    /// The first that are named count. Where none are, nobody waits for them any more.
     pub fn parents_are(&self, parents: &[Arc<str>]) {
         self.parents.send_if_modified(|known| {
-            let is_news = known.is_none();
+            let is_news =
+                known.as_ref().is_none_or(|known| known.is_empty() && !parents.is_empty());
             if is_news {
                 *known = Some(parents.to_vec());
             }
@@ -192,17 +193,16 @@ impl Forecast {
     }
 
     pub fn has_parents(&self) -> bool {
-        self.parents.borrow().is_some()
+        self.parents.borrow().as_ref().is_some_and(|parents| !parents.is_empty())
     }
 
-    /// The parents, once a helper has said them; empty if none does in time.
-    pub async fn parents(&self, within: Duration) -> Vec<Arc<str>> {
+    /// The parents, once a helper has named them or said that it cannot; with `is_named` only then.
+    pub async fn parents(&self, within: Duration, is_named: bool) -> Vec<Arc<str>> {
         let mut parents = self.parents.subscribe();
-        let said = tokio::time::timeout(within, parents.wait_for(Option::is_some)).await;
-        match said {
-            Ok(Ok(parents)) => parents.clone().unwrap_or_default(),
-            Ok(Err(_)) | Err(_) => Vec::new(),
-        }
+        let is_said =
+            |known: &Option<Vec<_>>| known.as_ref().is_some_and(|ids| !is_named || !ids.is_empty());
+        let said = tokio::time::timeout(within, parents.wait_for(is_said)).await;
+        said.ok().and_then(|said| said.ok()?.clone()).unwrap_or_default()
     }
 
     /// Says what is listed; the flights of what is wanted have begun by now.

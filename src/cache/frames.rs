@@ -40,13 +40,16 @@ impl Standing {
 pub struct Frames {
     known: moka::sync::Cache<(RealmId, Digest), Standing>,
     listed: moka::sync::Cache<(RealmId, Digest), ()>,
+    spoiled: moka::sync::Cache<(RealmId, Digest), ()>,
 }
 
 impl Default for Frames {
     fn default() -> Self {
         let known = moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KNOWN_FOR);
         let listed = moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KNOWN_FOR);
-        Self { known: known.build(), listed: listed.build() }
+        let spoiled =
+            moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KNOWN_FOR);
+        Self { known: known.build(), listed: listed.build(), spoiled: spoiled.build() }
     }
 }
 
@@ -62,6 +65,16 @@ impl Frames {
     /// Upstream turned out to have lost it.
     pub fn remove(&self, realm: RealmId, output: &Digest) {
         self.known.invalidate(&(realm, *output));
+    }
+
+    /// What stands there is not what it should be: that it is there says nothing any more.
+    pub fn spoil(&self, realm: RealmId, output: &Digest) {
+        self.remove(realm, output);
+        self.spoiled.insert((realm, *output), ());
+    }
+
+    pub fn is_spoiled(&self, realm: RealmId, output: &Digest) -> bool {
+        self.spoiled.contains_key(&(realm, *output))
     }
 
     /// An action was built here that a manifest lists.

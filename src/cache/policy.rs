@@ -43,9 +43,11 @@ pub fn upstream_of(class: Class, rules: &[ClassRule]) -> Option<&str> {
 }
 
 fn rule(class: Class, rules: &[ClassRule]) -> Option<&ClassRule> {
-    rules.iter().find(|rule| {
-        rule.class == class.name()
-            || rule.class == "test" && matches!(class, Class::TestLog | Class::TestResult)
+    let of = |name: &str| rules.iter().find(|rule| rule.class == name);
+    of(class.name()).or_else(|| match class {
+        Class::TestLog => of(Class::TestResult.name()),
+        Class::ToolchainIndex => of(Class::PackageIndex.name()),
+        _ => None,
     })
 }
 
@@ -67,6 +69,8 @@ mod tests {
     fn what_is_bound_to_a_machine_stays_on_it_unless_told_otherwise() {
         let rule = |class: &str, share| ClassRule { class: class.into(), share, upstream: None };
         let rules = [rule("test", Share::Off), rule("probe", Share::Upstream)];
+        let of_indexes = [rule("package_index", Share::Off)];
+        assert_eq!(share(Class::ToolchainIndex, &of_indexes), Share::Off, "one for all indexes");
         let cases = [
             (Class::Archive, Share::Upstream),
             (Class::PackageIndex, Share::Local),

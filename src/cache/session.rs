@@ -258,9 +258,15 @@ impl Session {
         }
     }
 
-    /// The first word about them counts, that there are none too: all helpers of a session build one
-    /// commit.
+    /// The first that are named count: all helpers of a session build one commit. None at all may mean
+    /// that git would not say.
     pub fn parents_are(&self, ids: &[String]) {
+        if ids.is_empty() {
+            if let Some(forecast) = &self.forecast {
+                forecast.parents_are(&[]);
+            }
+            return;
+        }
         let parents =
             self.parents.get_or_init(|| ids.iter().map(|id| id.as_str().into()).collect());
         if let Some(forecast) = &self.forecast {

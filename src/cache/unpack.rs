@@ -59,7 +59,7 @@ impl Cache {
                 // Gone, or not what it should be: a build of it must be sent again. After a mere
                 // broken connection that sends a frame twice.
                 if matches!(why, Why::Absent | Why::Fault) {
-                    self.inner.frames.remove(key.realm, &entry.digest);
+                    self.inner.frames.spoil(key.realm, &entry.digest);
                 }
                 End::Failed(why)
             }

@@ -91,6 +91,12 @@ impl Class {
         matches!(self, Self::PackageIndex | Self::Probe | Self::CompilerId)
     }
 
+    /// Whether upstream's not having the entry says nothing of what else it has: no other machine may
+    /// have made it, or none with the same image.
+    pub const fn is_missed_in_vain(self) -> bool {
+        self.is_machine_bound() || matches!(self, Self::ToolchainIndex)
+    }
+
     /// Whether the entry depends on C headers and libraries that its key does not name.
     pub const fn is_c_bound(self) -> bool {
         matches!(self, Self::CgoArchive | Self::Cgo)

@@ -18,6 +18,13 @@ const INDEX_MAX: u64 = 1 << 20;
 /// A toolchain with younger files may have been unpacked by this very job, at a time that no other
 /// machine's copy has.
 const AGE_MIN: Duration = Duration::from_secs(86_400);
+/// Times before 1990 are no one's: whoever made the files has set all of them alike.
+const EPOCH: u64 = 631_152_000;
+/// A toolchain that go has fetched for itself lies in the module cache, with the times of that.
+const FETCHED: &str = "golang.org/toolchain@";
+/// More files than a package has, and longer texts than are looked at.
+const FILES_MAX: usize = 10_000;
+const TEXT_MAX: usize = 4096;
 /// Where the toolchain's modules begin, below its root.
 const MODULES: [&str; 2] = ["src", "src/cmd"];
 const MAGIC: &[u8] = b"go index v2\n";
@@ -25,6 +32,9 @@ const MAGIC: &[u8] = b"go index v2\n";
 /// The class of an output in place, now that its path and the toolchain's root are known.
 pub(super) fn refined(class: Class, output: &Path, root: Option<&Path>, now: Timestamp) -> Class {
     let (Class::PackageIndex, Some(root)) = (class, root) else { return class };
+    if root.to_str().is_none_or(|root| root.contains(FETCHED)) {
+        return class;
+    }
     let holds_elsewhere = || {
         let mut bytes = Vec::new();
         File::open(output).ok()?.take(INDEX_MAX).read_to_end(&mut bytes).ok()?;
@@ -53,7 +63,7 @@ impl<'a> Package<'a> {
         if dir.is_empty() || !Path::new(dir).components().all(is_below) {
             return None;
         }
-        let count = index.number(at.checked_add(8)?)?;
+        let count = index.number(at.checked_add(8)?).filter(|count| *count <= FILES_MAX)?;
         let offsets = at.checked_add(12)?;
         let mut files = BTreeSet::new();
         for n in 0..count {
@@ -80,7 +90,7 @@ impl<'a> Package<'a> {
                 continue;
             }
             let written = u64::try_from(meta.mtime()).unwrap_or(0);
-            if now.since(Timestamp::from_seconds(written)) < AGE_MIN {
+            if written < EPOCH || now.since(Timestamp::from_seconds(written)) < AGE_MIN {
                 return false;
             }
             let name = entry.file_name();
@@ -133,7 +143,8 @@ impl<'a> Index<'a> {
             }
             shift += 7;
         }
-        std::str::from_utf8(rest.get(..len)?).ok()
+        let text = rest.get(..len).filter(|text| text.len() <= TEXT_MAX)?;
+        std::str::from_utf8(text).ok()
     }
 }
 
@@ -240,6 +251,15 @@ mod tests {
         }
         written(&root.path().join("src/fmt/x.s"), NOW.seconds() + 60);
         assert_eq!(class_of(root.path(), &fmt), Class::PackageIndex, "from the future");
+        written(&root.path().join("src/fmt/x.s"), 1);
+        assert_eq!(class_of(root.path(), &fmt), Class::PackageIndex, "times that say nothing");
+        // One that go has fetched for itself.
+        let fetched = root.path().join("mod/golang.org/toolchain@v0.0.1-go1.26.6.linux-amd64");
+        fs::create_dir_all(&fetched).unwrap();
+        written(&root.path().join("src/fmt/x.s"), NOW.seconds() - 90_000);
+        assert_eq!(class_of(root.path(), &fmt), Class::ToolchainIndex);
+        fs::rename(root.path().join("src"), fetched.join("src")).unwrap();
+        assert_eq!(class_of(&fetched, &fmt), Class::PackageIndex, "in the module cache");
     }
 
     #[test]

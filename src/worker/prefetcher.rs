@@ -91,9 +91,9 @@ async fn hears_of_parents(forecast: &Forecast, shutdown: &mut Shutdown) -> bool 
     while forecast.is_wanted() {
         tokio::select! {
             biased;
-            parents = forecast.parents(LOOK_EVERY) => {
-                if forecast.has_parents() {
-                    return !parents.is_empty();
+            parents = forecast.parents(LOOK_EVERY, true) => {
+                if !parents.is_empty() {
+                    return true;
                 }
             }
             () = shutdown.wait() => return false,
@@ -154,6 +154,7 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
     forecast.fetching();
     let (end, mut ends) = mpsc::channel(1);
     let mut queue = Queue::new(units);
+    let order = stream::Order::begin();
     let mut flying = FuturesUnordered::new();
     // Parts of objects that come whole or not at all.
     let mut returned: Vec<Unit> = Vec::new();
@@ -173,6 +174,8 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
             if cache.store().has_room(size.saturating_add(coming)) {
                 coming += size;
                 width.add(more);
+                let mut unit = unit;
+                order.settle(&mut unit.parts, is_urgent);
                 let fetching = stream::fetch(cache.clone(), forecast.clone(), unit, end.clone());
                 flying.push(fetching.map(move |unit| (unit, size, more)));
             } else {

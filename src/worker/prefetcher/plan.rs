@@ -34,8 +34,10 @@ pub(super) struct Part {
     pub(super) expected: Vec<Expected>,
     /// Row of the manifest that needs it first.
     pub(super) first: usize,
+    /// When it is unpacked: see `stream::Order`.
+    pub(super) turn: u64,
     /// Bytes that are needed sooner.
-    before: u64,
+    pub(super) before: u64,
 }
 
 impl Part {
@@ -192,7 +194,7 @@ impl Wanted {
             }
             None => {}
         }
-        let part = |at, expected| Part { at, expected: vec![expected], first, before };
+        let part = |at, expected| Part { at, expected: vec![expected], first, turn: 0, before };
         match row.place {
             Place::Pack { pack, offset, len } => {
                 let pack = manifest.packs.get(pack as usize).map(|pack| pack.digest);

@@ -152,7 +152,7 @@ impl Asked<'_> {
     }
 
     async fn parents(&self, forecast: &Forecast) -> Vec<Manifest> {
-        let parents = forecast.parents(PARENTS_WAIT).await;
+        let parents = forecast.parents(PARENTS_WAIT, false).await;
         // All of them together take no more places than one.
         let parts = (PARTS_MAX / parents.len().max(1)).max(1);
         let manifests = parents.iter().map(|commit| self.manifest(commit, parts));

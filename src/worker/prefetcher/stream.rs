@@ -24,6 +24,29 @@ const MEASURED_FROM: u64 = 256 << 10;
 /// Turns at unpacking, shared by all streams: what was used first goes first, whichever stream brings it.
 static TURNS: Turns = Turns::new(UNPACKING_MAX);
 
+/// In which order a build's frames are unpacked, among themselves and with those of others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    /// Turns that had been taken when it began: whoever comes later stands behind as many.
+    before: u64,
+}
+
+impl Order {
+    pub(super) fn begin() -> Self {
+        Self { before: TURNS.taken() }
+    }
+
+    /// Frames are cut out of a stream one after the other, so that each is needed as soon as those behind
+    /// it; what a build waits for is needed first of all.
+    pub(super) fn settle(self, parts: &mut [Part], is_urgent: bool) {
+        let mut least = if is_urgent { 0 } else { usize::MAX };
+        for part in parts.iter_mut().rev() {
+            least = least.min(part.first);
+            part.turn = self.before.saturating_add(least as u64);
+        }
+    }
+}
+
 /// Fetches a unit; what does not come is left to those who need it. A unit comes back that is a part
 /// of an object whose upstream would send all of it.
 pub(super) async fn fetch(
@@ -127,7 +150,7 @@ async fn keep(
     frame: Vec<Bytes>,
     end: End,
 ) {
-    let turn = TURNS.take(part.first).await;
+    let turn = TURNS.take(part.turn).await;
     let (worker, forecast) = (cache.clone(), forecast.clone());
     let keeping = async move {
         let work = {
@@ -156,6 +179,40 @@ fn leave(
         if is_gone {
             // Upstream has lost it: a build of it must be sent again.
             cache.frames().remove(realm, &expected.row.output);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(firsts: &[usize]) -> Vec<Part> {
+        let part = |first: &usize| Part {
+            at: 0..1,
+            expected: Vec::new(),
+            first: *first,
+            turn: 0,
+            before: 0,
+        };
+        firsts.iter().map(part).collect()
+    }
+
+    /// A frame that is needed late once held up those behind it in its stream.
+    #[test]
+    fn a_frame_is_needed_as_soon_as_those_behind_it_and_what_a_build_waits_for_first() {
+        let order = Order { before: 100 };
+        let cases: [(&[usize], bool, &[u64]); 4] = [
+            (&[0, 1, 2], false, &[100, 101, 102]),
+            (&[900, 3, 4], false, &[103, 103, 104]),
+            (&[7, 900, 5, 6], false, &[105, 105, 105, 106]),
+            (&[900, 3], true, &[100, 100]),
+        ];
+        for (firsts, is_urgent, expected) in cases {
+            let mut parts = parts(firsts);
+            order.settle(&mut parts, is_urgent);
+            let turns: Vec<u64> = parts.iter().map(|part| part.turn).collect();
+            assert_eq!(turns, expected, "{firsts:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Turns at work that many want: the one whose work is needed first has the next.
+//! Turns at work that many want, a semaphore with priorities: whose work is needed first has the next.
 //!
 //! A queue would share them out evenly. Where unpacking is what takes time, what a build needs at once
 //! would come no sooner than what it needs last.
@@ -15,9 +15,11 @@ pub(super) struct Turns(Mutex<State>);
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// By when their work is needed, then by when they came. There is none while a turn is free.
-    waiting: BTreeMap<(usize, u64), oneshot::Sender<Turn>>,
+    /// By when their work is needed, then by when they came; who has gone stays until it is his turn.
+    /// There is none while a turn is free.
+    waiting: BTreeMap<(u64, u64), oneshot::Sender<Turn>>,
     came: u64,
+    taken: u64,
 }
 
 /// One's turn, until it is dropped.
@@ -26,13 +28,14 @@ pub(super) struct Turn(&'static Turns);
 
 impl Turns {
     pub(super) const fn new(most: usize) -> Self {
-        Self(Mutex::new(State { free: most, waiting: BTreeMap::new(), came: 0 }))
+        Self(Mutex::new(State { free: most, waiting: BTreeMap::new(), came: 0, taken: 0 }))
     }
 
     /// Waits for one's turn; whose number is lower goes first.
-    pub(super) async fn take(&'static self, needed: usize) -> Turn {
+    pub(super) async fn take(&'static self, needed: u64) -> Turn {
         let turn = {
             let mut state = self.state();
+            state.taken += 1;
             if let Some(left) = state.free.checked_sub(1) {
                 state.free = left;
                 return Turn(self);
@@ -44,6 +47,11 @@ impl Turns {
             turn
         };
         turn.await.expect("who waits is taken off the list with a turn")
+    }
+
+    /// How many have been asked for. Whoever counts his own from there is not behind all who come later.
+    pub(super) fn taken(&self) -> u64 {
+        self.state().taken
     }
 
     /// Hands a turn on, or keeps it for whoever comes.
@@ -105,6 +113,7 @@ mod tests {
         }
         assert_eq!(served, [1, 3, 0, 2]);
         drop(held);
+        assert_eq!(turns.taken(), 6);
         assert_eq!(turns.state().free, 2);
     }
 

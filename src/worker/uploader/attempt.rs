@@ -128,7 +128,8 @@ impl Attempt {
             return false;
         }
         // Who reads a realm reads the one that it trusts.
-        for realm in self.realm.chain() {
+        let is_sound = |realm: &&Realm| !self.cache.frames().is_spoiled(realm.id, output);
+        for realm in self.realm.chain().filter(is_sound) {
             let name = realm.name_of(&Key::go(realm.id, action));
             let value = self.cache.read_value(&self.upstream, &name, GO_VALUE_MAX).await;
             let Ok(Some(value)) = value else { continue };

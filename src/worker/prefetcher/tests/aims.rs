@@ -108,6 +108,19 @@ async fn a_commit_without_parents_is_not_waited_for() {
     assert_eq!(forecast.lists(), 30);
     b.end(&session);
     b.close().await;
+    // Where git of one helper would not say, another's may.
+    remove_trails(&backend);
+    let b = Machine::new(&backend);
+    let session = b.begin("second");
+    session.parents_are(&[]);
+    let forecast = session.forecast.clone().unwrap();
+    forecast.told().await;
+    assert_eq!(forecast.phase(), Phase::Nothing);
+    session.parents_are(&["first".to_owned()]);
+    until(|| forecast.phase() == Phase::Known).await;
+    assert_eq!(forecast.lists(), 30);
+    b.end(&session);
+    b.close().await;
 }
 
 /// Builds `outputs` on a branch of a scope whose default branch is main.
