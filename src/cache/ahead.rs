@@ -106,8 +106,13 @@ impl Cache {
             forecast.brought(frame.iter().map(|piece| piece.len() as u64).sum());
             self.record_ahead(realm, forecast, expected, true);
         } else {
-            // Nobody shall rely on this frame: a build of the output is sent again.
-            self.inner.frames.spoil(realm, &output);
+            // Nobody shall rely on this frame: a build of the output is sent again. Where there is no
+            // room for it, upstream's may be sound all the same.
+            if self.has_room(size) {
+                self.inner.frames.spoil(realm, &output);
+            } else {
+                self.inner.frames.remove(realm, &output);
+            }
             expected.iter().for_each(|e| forecast.left(&e.row.action));
         }
         kept

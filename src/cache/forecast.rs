@@ -196,7 +196,7 @@ impl Forecast {
         self.parents.borrow().as_ref().is_some_and(|parents| !parents.is_empty())
     }
 
-    /// The parents, once a helper has named them or said that it cannot; with `is_named` only then.
+    /// The parents, once a helper has named them, or without `is_named` said that it cannot; else empty.
     pub async fn parents(&self, within: Duration, is_named: bool) -> Vec<Arc<str>> {
         let mut parents = self.parents.subscribe();
         let is_said =

@@ -170,11 +170,10 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
             if !width.has_room_for(more, bytes_per_ms) {
                 break;
             }
-            let Some(unit) = queue.pop_front() else { break };
+            let Some(mut unit) = queue.pop_front() else { break };
             if cache.store().has_room(size.saturating_add(coming)) {
                 coming += size;
                 width.add(more);
-                let mut unit = unit;
                 order.settle(&mut unit.parts, is_urgent);
                 let fetching = stream::fetch(cache.clone(), forecast.clone(), unit, end.clone());
                 flying.push(fetching.map(move |unit| (unit, size, more)));
