@@ -31,8 +31,10 @@ pub(super) struct Received {
     /// Held until the body ends: what is limited is transfers, not questions.
     _seat: OwnedSemaphorePermit,
     floor: Floor,
-    /// When a small body must be here.
-    end: Option<Instant>,
+    /// How long a small body may be waited for, if it has the link to itself.
+    patience: Option<Duration>,
+    /// How long it was. Pauses of whoever reads it are not upstream's.
+    waited: Duration,
     first_byte: Instant,
     got: u64,
     /// Since when upstream has been waited for, and what ends the wait.
@@ -52,7 +54,8 @@ impl Received {
         let is_small = inner.len.is_some_and(|len| len <= SMALL_BODY_BYTES);
         let mut this = Self {
             floor: Floor::new(config.floor_bytes_per_s, config.window),
-            end: is_small.then(|| asked + config.small_get),
+            patience: is_small.then_some(config.small_get),
+            waited: asked.elapsed(),
             first_byte: Instant::now(),
             got: 0,
             waiting: None,
@@ -70,7 +73,7 @@ impl Received {
 
     fn on_piece(&mut self, piece: Bytes) -> Result<Bytes, BodyError> {
         let sharing = self.sharing();
-        let waited = self.stop_waiting().map(|since| since.elapsed()).unwrap_or_default();
+        let waited = self.stop_waiting();
         let size = piece.len() as u64;
         self.got += size;
         self.leave.upstream().bytes_in.add(size);
@@ -92,19 +95,23 @@ impl Received {
         self.leave.waiting().load(Ordering::Relaxed).max(1) as u64
     }
 
-    /// Since when it has been waiting, if it was.
-    fn stop_waiting(&mut self) -> Option<Instant> {
-        let (since, _) = self.waiting.take()?;
+    /// How long it has been waiting.
+    fn stop_waiting(&mut self) -> Duration {
+        let Some((since, _)) = self.waiting.take() else { return Duration::ZERO };
         self.leave.waiting().fetch_sub(1, Ordering::Relaxed);
-        Some(since)
+        let waited = since.elapsed();
+        self.waited += waited;
+        waited
     }
 
-    /// When a small body must be here: as much later as it shares the link with others.
-    fn end(&self) -> Option<Instant> {
+    /// How much longer a small body may be waited for, in all the longer as it shares the link with
+    /// others.
+    fn patience(&self) -> Option<Duration> {
         let others = (self.sharing() - 1).min(SHARING_MAX);
         let share = self.inner.len.unwrap_or(0).saturating_mul(others);
         let floor = self.leave.config().floor_bytes_per_s.max(1);
-        self.end.map(|end| end + Duration::from_millis(share.saturating_mul(1000) / floor))
+        let more = Duration::from_millis(share.saturating_mul(1000) / floor);
+        self.patience.map(|patience| (patience + more).saturating_sub(self.waited))
     }
 
     fn on_end(&mut self) {
@@ -139,18 +146,17 @@ impl Received {
             let now = Instant::now();
             if self.waiting.is_none() {
                 self.leave.waiting().fetch_add(1, Ordering::Relaxed);
-                let due = now + self.floor.left();
-                let due = self.end().map_or(due, |end| due.min(end));
-                self.waiting = Some((now, Box::pin(tokio::time::sleep_until(due))));
+                let left = self.floor.left();
+                let left = self.patience().map_or(left, |patience| left.min(patience));
+                self.waiting = Some((now, Box::pin(tokio::time::sleep_until(now + left))));
             }
             let timer = self.waiting.as_mut().map(|(_, timer)| timer.as_mut());
             if timer.is_none_or(|timer| timer.poll(cx).is_pending()) {
                 return Poll::Pending;
             }
-            let (sharing, end) = (self.sharing(), self.end());
-            let since = self.stop_waiting().unwrap_or(now);
-            let waited = now.saturating_duration_since(since);
-            let is_late = end.is_some_and(|end| now >= end);
+            let (sharing, patience) = (self.sharing(), self.patience());
+            let waited = self.stop_waiting();
+            let is_late = patience.is_some_and(|patience| waited >= patience);
             if self.floor.advance(waited, 0, sharing).is_err() || is_late {
                 return Poll::Ready(self.on_stall());
             }

@@ -140,14 +140,19 @@ async fn whatever_upstream_does_a_get_is_over_in_bounded_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_takes_its_time_is_not_upstreams_trouble() {
-    let setup = setup(Config::default()).with_body(1 << 20);
-    let mut chunks = setup.guard.get(&name("x")).await.unwrap().unwrap().chunks;
-    let mut got = 0;
-    while let Some(piece) = chunks.next().await {
-        got += piece.unwrap().len();
-        advance(Duration::from_secs(60)).await;
+    // A small body had to be there by a fixed time, in which its reader might have paused.
+    let trickle = |piece| Fault::Trickle { piece, every: Duration::from_millis(100) };
+    for (len, piece) in [(1 << 20, 64 << 10), (3, 1)] {
+        let setup = setup(Config::default()).with_body(len);
+        setup.memory.fault_always(trickle(piece));
+        let mut chunks = setup.guard.get(&name("x")).await.unwrap().unwrap().chunks;
+        let mut got = 0;
+        while let Some(piece) = chunks.next().await {
+            got += piece.unwrap().len();
+            advance(Duration::from_secs(60)).await;
+        }
+        assert_eq!((got, setup.upstream.failures.get()), (len, 0));
     }
-    assert_eq!((got, setup.upstream.failures.get()), (1 << 20, 0));
 }
 
 #[tokio::test(start_paused = true)]
