@@ -100,28 +100,24 @@ impl Cache {
         let Some((output, size)) = expected.first().map(|e| (e.row.output, e.row.size)) else {
             return true;
         };
-        let finished = self.unpack_ahead(&output, size, frame);
-        let kept = finished.is_some_and(|mut f| self.inner.store.place(&mut f, None).is_ok());
+        // Where there is no room for it, the frame may be sound all the same.
+        let finished = self.has_room(size).then(|| self.unpack_ahead(&output, size, frame));
+        if matches!(finished, Some(None)) {
+            // Nobody shall rely on this frame: a build of the output is sent again.
+            self.inner.frames.spoil(realm, &output);
+        }
+        let place = |mut finished: Finished| self.inner.store.place(&mut finished, None).is_ok();
+        let kept = finished.flatten().is_some_and(place);
         if kept {
             forecast.brought(frame.iter().map(|piece| piece.len() as u64).sum());
             self.record_ahead(realm, forecast, expected, true);
         } else {
-            // Nobody shall rely on this frame: a build of the output is sent again. Where there is no
-            // room for it, upstream's may be sound all the same.
-            if self.has_room(size) {
-                self.inner.frames.spoil(realm, &output);
-            } else {
-                self.inner.frames.remove(realm, &output);
-            }
             expected.iter().for_each(|e| forecast.left(&e.row.action));
         }
         kept
     }
 
     fn unpack_ahead(&self, output: &Digest, size: u64, frame: &[Bytes]) -> Option<Finished> {
-        if !self.has_room(size) {
-            return None;
-        }
         let finished = if size <= AT_ONCE_MAX {
             // Never more than the row says: there is no room for it.
             let output = decompress(&whole(frame), usize::try_from(size).ok()?);

@@ -48,6 +48,7 @@ impl Cache {
                 return self.wrong(upstream, &error);
             }
         };
+        let had_room = self.has_room(entry.size);
         match self.unpack(upstream, name, &entry).await {
             Ok(finished) => {
                 if let Some(standing) = Standing::of(&entry.frame) {
@@ -57,8 +58,8 @@ impl Cache {
             }
             Err(why) => {
                 // Gone, or not what it should be: a build of it must be sent again. After a mere
-                // broken connection that sends a frame twice.
-                if matches!(why, Why::Absent | Why::Fault) {
+                // broken connection that sends a frame twice. Where there is no room, it may be sound.
+                if why == Why::Absent || why == Why::Fault && had_room {
                     self.inner.frames.spoil(key.realm, &entry.digest);
                 }
                 End::Failed(why)

@@ -10,6 +10,8 @@ use super::support::{
 };
 use crate::backend::Name;
 use crate::backend::memory::MemoryBackend;
+use crate::cache::session::Session;
+use crate::entry::{Class, Meta};
 use crate::worker::Flushed;
 
 /// What machine A left of one commit.
@@ -140,4 +142,52 @@ async fn a_frame_that_went_bad_upstream_is_replaced_by_the_next_build() {
         b.close().await;
         assert_eq!(hits(&backend, "c1", &built).await, built.len(), "flipped: {is_flipped}");
     }
+}
+
+/// An output whose frame is too large for packs, built here although a manifest lists it.
+async fn build_listed(b: &Machine, session: &Session, large: &Output) {
+    let built = std::slice::from_ref(large);
+    assert_eq!(b.hits(None, built).await, 0, "it could be had");
+    let size = large.body.len() as u64;
+    let meta = Meta::new(large.digest(), size, b.cache.clock().now(), Class::Archive);
+    b.cache.learn_built(&b.realm(), session, &large.action, &meta);
+    b.build(&b.realm(), session, built);
+    b.end(session);
+    assert_eq!(b.workers.flush(MINUTE).await, Flushed::default());
+}
+
+/// Who built what a manifest lists asks whether upstream has it, and sends nothing if so. A frame
+/// that is there, and bad, was kept for good.
+#[tokio::test(start_paused = true)]
+async fn a_bad_frame_that_stands_alone_is_replaced_by_who_built_what_is_listed() {
+    let large = output(1, 2 << 20);
+    for damage in [|b: &Bytes| flipped(b, 1 << 20), |b: &Bytes| b.slice(..20)] {
+        let backend = upstream_of(std::slice::from_ref(&large)).await;
+        let [name] = &contents(&backend)[..] else { panic!("one frame, in no pack") };
+        backend.insert(name.clone(), damage(&backend.peek(name).unwrap()));
+        let b = Machine::new(&backend);
+        let session = b.begin_in(&b.realm(), "c1", &["c0"]);
+        b.settled(&session).await;
+        build_listed(&b, &session, &large).await;
+        b.close().await;
+        assert_eq!(hits(&backend, "c1", std::slice::from_ref(&large)).await, 1);
+    }
+}
+
+/// A machine whose disk was full took every frame that it had no room for to be bad, and sent it again.
+#[tokio::test(start_paused = true)]
+async fn a_frame_for_which_there_is_no_room_here_is_not_taken_to_be_bad() {
+    let large = output(1, 2 << 20);
+    let backend = upstream_of(std::slice::from_ref(&large)).await;
+    let [name] = &contents(&backend)[..] else { panic!("one frame, in no pack") };
+    let b = Machine::with_disk(&backend, 1 << 20);
+    let realm = b.realm();
+    let session = b.begin_in(&realm, "c1", &["c0"]);
+    // First what comes ahead, then a question of its own.
+    b.settled(&session).await;
+    assert!(!b.cache.frames().is_spoiled(realm.id, &large.digest()));
+    build_listed(&b, &session, &large).await;
+    assert!(!b.cache.frames().is_spoiled(realm.id, &large.digest()));
+    b.close().await;
+    assert_eq!(backend.calls(name).puts, 1, "sent by who built it first");
 }
