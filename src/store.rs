@@ -139,6 +139,8 @@ struct Inner {
     nonce: String,
     /// Looks into the index that failed: what was not found then may be there.
     index_faults: AtomicU64,
+    /// The largest entry that found no room lately.
+    wish: AtomicU64,
     /// Held as long as the store is open.
     lock: File,
 }
@@ -183,6 +185,7 @@ impl Store {
                 open_segments: Mutex::default(),
                 committer: Mutex::default(),
                 index_faults: AtomicU64::new(0),
+                wish: AtomicU64::new(0),
                 lock,
             }),
         };

@@ -128,6 +128,7 @@ impl Cache {
     pub(super) fn has_room(&self, size: u64) -> bool {
         let has = self.inner.store.has_room(size);
         if !has {
+            self.inner.store.wish(size);
             self.inner.room.notify_one();
         }
         has

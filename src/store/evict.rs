@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::Ordering;
 
 use crate::entry::Key;
 use crate::store::record::{EntryMeta, Place, Row, Stamp};
@@ -107,9 +108,23 @@ impl Eviction {
 }
 
 impl Store {
-    /// Bytes that must be given up now.
+    /// Bytes that must be given up now. A wish is forgotten once there is room for it: whoever had it
+    /// comes again, or does not.
     pub fn excess(&self) -> u64 {
-        self.inner.space.excess(self.used_bytes())
+        let (used, wish) = (self.used_bytes(), &self.inner.wish);
+        let wished = wish.load(Ordering::Relaxed);
+        if wished > 0 && self.inner.space.has_room(used, wished) {
+            // A larger one that has come meanwhile stays.
+            let _ = wish.compare_exchange(wished, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.inner.space.excess(used, wish.load(Ordering::Relaxed))
+    }
+
+    /// Room for so many bytes is wanted, and there is none. For more than half of all, none is made.
+    pub fn wish(&self, size: u64) {
+        if size <= self.limit_bytes() / 2 {
+            self.inner.wish.fetch_max(size, Ordering::Relaxed);
+        }
     }
 
     /// One step: remove what was condemned and is still untouched; condemn more files or give up a
@@ -132,7 +147,7 @@ impl Store {
 
     /// Gives up what is least needed.
     fn choose_victims(&self, eviction: &mut Eviction, excess: u64, done: &mut Evicted) -> State {
-        let files = self.inner.tail.file_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let files = self.inner.tail.file_bytes.load(Ordering::Relaxed);
         let segments = self.used_bytes().saturating_sub(files);
         // Whichever holds more gives first; the other follows if that yields nothing.
         let by_segment = segments > files;

@@ -63,12 +63,13 @@ impl Space {
     }
 
     /// Bytes to give up so that new entries find room again: a twentieth of the limit is kept free,
-    /// and the floor.
-    pub fn excess(&self, used: u64) -> u64 {
+    /// and the floor; and so that `wish` more bytes find room.
+    pub fn excess(&self, used: u64, wish: u64) -> u64 {
         let high = self.limit - self.limit / 20;
         let over_limit = if used > high { used - (self.limit - self.limit / 10) } else { 0 };
+        let over_limit = over_limit.max(used.saturating_add(wish).saturating_sub(self.limit));
         let free = self.free();
-        let wanted = self.floor.saturating_add(self.floor / 8);
+        let wanted = self.floor.saturating_add(wish.max(self.floor / 8));
         let under_floor = wanted.saturating_sub(free);
         over_limit.max(under_floor.min(used))
     }
@@ -100,14 +101,22 @@ mod tests {
     #[test]
     fn eviction_begins_before_the_limit_and_makes_room() {
         let space = space(1000, 0);
-        assert_eq!(space.excess(950), 0);
-        assert_eq!(space.excess(951), 51);
+        assert_eq!(space.excess(950, 0), 0);
+        assert_eq!(space.excess(951, 0), 51);
+    }
+
+    #[test]
+    fn room_is_made_for_what_is_larger_than_what_is_kept_free() {
+        let space = space(1000, 0);
+        assert_eq!(space.excess(900, 100), 0);
+        assert_eq!(space.excess(900, 130), 30);
+        assert_eq!(space.excess(951, 52), 51);
     }
 
     #[test]
     fn the_floor_of_free_space_is_left_alone() {
         let space = space(1000, u64::MAX / 2);
         assert!(!space.has_room(0, 1));
-        assert_eq!(space.excess(500), 500);
+        assert_eq!(space.excess(500, 0), 500);
     }
 }

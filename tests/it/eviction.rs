@@ -12,7 +12,7 @@ use larder::units::{ByteSize, Clock, Random, Timestamp};
 
 use crate::crash::kills;
 use crate::harness::{Home, TestDaemon, cas, noise};
-use crate::support::http::send;
+use crate::support::http::{send, send_with};
 use crate::support::wait_for;
 
 /// Of what earlier rounds have filled, nothing is left.
@@ -25,28 +25,33 @@ const KEYS: u64 = 60;
 
 /// Three segments and twenty files that were last used days ago.
 fn fill(home: &Home, round: u64) -> Vec<Vec<u8>> {
-    let now = Clock::system().now();
-    let clock = Clock::manual(Timestamp::from_seconds(now.0 / 1_000_000_000 - DAYS + round));
-    let size = |mib| Some(Limit::Size(ByteSize(mib)));
-    let config = Config { dir: home.store(), disk: size(1 << 30), floor: size(0) };
     let mut bodies = Vec::new();
     for segment in 0..3 {
-        // A child that another test is just starting may hold the lock for a moment.
-        let open = || Store::open(&config, clock.clone(), Arc::default()).ok();
-        let store = wait_for("the store", open);
-        for n in 0..60 {
-            let len = if n % 8 == 0 { 150_000 } else { 30_000 };
-            let body = noise(round << 32 | segment << 16 | n, len);
-            let mut staged = store.stage();
-            staged.write(&body).unwrap();
-            let staged = staged.finish();
-            let meta = Meta::new(staged.digest, staged.size, clock.now(), Class::Other);
-            store.put(&Key::content(Digest::of(&body)), staged, &meta, None).unwrap();
-            bodies.push(body);
-        }
-        store.close();
+        let len = |n| if n % 8 == 0 { 150_000 } else { 30_000 };
+        let new = (0..60).map(|n| noise(round << 32 | segment << 16 | n, len(n)));
+        let new: Vec<_> = new.collect();
+        put_days_ago(home, round, &new);
+        bodies.extend(new);
     }
     bodies
+}
+
+/// What was last used days ago, put by a process that has ended since.
+fn put_days_ago(home: &Home, later_s: u64, bodies: &[Vec<u8>]) {
+    let now = Clock::system().now();
+    let clock = Clock::manual(Timestamp::from_seconds(now.0 / 1_000_000_000 - DAYS + later_s));
+    let size = |mib| Some(Limit::Size(ByteSize(mib)));
+    let config = Config { dir: home.store(), disk: size(1 << 30), floor: size(0) };
+    // A child that another test is just starting may hold the lock for a moment.
+    let store = wait_for("the store", || Store::open(&config, clock.clone(), Arc::default()).ok());
+    for body in bodies {
+        let mut staged = store.stage();
+        staged.write(body).unwrap();
+        let staged = staged.finish();
+        let meta = Meta::new(staged.digest, staged.size, clock.now(), Class::Other);
+        store.put(&Key::content(Digest::of(body)), staged, &meta, None).unwrap();
+    }
+    store.close();
 }
 
 /// A body that says which one it is: the n-th of all.
@@ -98,6 +103,26 @@ fn assert_right(daemon: &TestDaemon, last: &[u64]) -> usize {
         true
     });
     found.count()
+}
+
+/// Nobody counts what names a pack: at a central larder each read of a part of it keeps it.
+#[test]
+fn a_pack_of_which_parts_are_read_outlives_those_that_nobody_reads() {
+    let home = Home::new();
+    let packs: Vec<_> = (0..2).map(|n| noise(n, 3 << 20)).collect();
+    put_days_ago(&home, 0, &packs);
+    let daemon = home.daemon(&["--disk", "8MiB", "--disk-floor", "0", "--memory", "1MiB"]);
+    let part = [("Range", "bytes=4096-8191")];
+    let answer = send_with(daemon.addr(), "GET", &cas(&packs[0]), &part, b"").unwrap();
+    assert_eq!((answer.status, &answer.body[..]), (206, &packs[0][4096..8192]));
+    // The second of these does not fit, though less is used than what begins an eviction: it was refused
+    // for ever.
+    for n in 0..2 {
+        let put = || daemon.put(&format!("/kv/{n}"), &noise(n + 9, 1 << 20)).status;
+        wait_for("room", || (put() == 201).then_some(()));
+    }
+    let found: Vec<u16> = packs.iter().map(|pack| daemon.get(&cas(pack)).status).collect();
+    assert_eq!(found, [200, 404]);
 }
 
 /// All of it is new: a store of this size once answered 507 for hours.
