@@ -43,18 +43,33 @@ const SYSTEMS: [System; 5] = [
             let is_tag = variable("GITHUB_REF_TYPE").is_some_and(|kind| kind == "tag");
             // Of a pull request the second one says `12/merge`.
             let pushed = || variable("GITHUB_REF_NAME").filter(|_| !is_tag);
-            variable("GITHUB_HEAD_REF").or_else(pushed)
+            // One from the branch of a fork that is called as the one that it is to go into is not
+            // of that one.
+            let target = variable("GITHUB_BASE_REF");
+            variable("GITHUB_HEAD_REF").filter(|head| Some(head) != target.as_ref()).or_else(pushed)
         },
         default_branch: &["GITHUB_BASE_REF"],
     },
     System {
         mark: "CI_PROJECT_PATH",
-        repository: |variable| hosted(variable, "CI_SERVER_URL", "CI_PROJECT_PATH"),
+        // A merge request from a fork may be built by the fork's own runners: it is of the project that
+        // it goes into.
+        repository: |variable| {
+            let target = hosted(variable, "CI_SERVER_URL", "CI_MERGE_REQUEST_PROJECT_PATH");
+            target.or_else(|| hosted(variable, "CI_SERVER_URL", "CI_PROJECT_PATH"))
+        },
         job: |variable| variable("CI_JOB_NAME"),
         part: Some(["CI_NODE_INDEX", "CI_NODE_TOTAL"]),
         commit: "CI_COMMIT_SHA",
         branch: |variable| {
-            let change = variable("CI_MERGE_REQUEST_SOURCE_BRANCH_NAME");
+            let source = variable("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH");
+            let is_forks = source.is_some() && source != variable("CI_MERGE_REQUEST_PROJECT_PATH");
+            let change = if is_forks {
+                // `refs/merge-requests/12/head`: a fork's branches may be called as ours.
+                variable("CI_MERGE_REQUEST_REF_PATH")
+            } else {
+                variable("CI_MERGE_REQUEST_SOURCE_BRANCH_NAME")
+            };
             change.or_else(|| variable("CI_COMMIT_BRANCH"))
         },
         default_branch: &["CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CI_DEFAULT_BRANCH"],
@@ -169,7 +184,9 @@ fn is_encoded(text: &str, plain: &str) -> bool {
 }
 
 fn jenkins_branch(variable: Variable<'_>) -> Option<String> {
-    if let Some(change) = variable("CHANGE_BRANCH") {
+    // A fork's branches may be called as ours: its change is `PR-12`.
+    let is_forks = variable("CHANGE_FORK").is_some();
+    if let Some(change) = variable("CHANGE_BRANCH").filter(|_| !is_forks) {
         return Some(change);
     }
     if variable("TAG_NAME").is_some() {

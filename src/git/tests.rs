@@ -127,6 +127,30 @@ fn what_is_checked_out_goes_before_what_ci_says_and_a_change_knows_where_it_goes
     assert_eq!(identify(dir.path(), &|_| None), Identity::default());
 }
 
+/// `larder prefetch` looks before the checkout where the build will write after it.
+#[test]
+fn ci_systems_name_one_scope_before_and_after_the_checkout() {
+    let (before, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let git = after.path().join(".git");
+    std::fs::create_dir(&git).unwrap();
+    std::fs::write(git.join("HEAD"), "a".repeat(40)).unwrap();
+    let config = "[remote \"origin\"]\n\turl = https://mirror.example.com/elsewhere.git\n";
+    std::fs::write(git.join("config"), config).unwrap();
+    let url = "git@git.example.com:team/app.git";
+    let systems: [&[(&str, &str)]; 5] = [
+        &[("GITHUB_REPOSITORY", "team/app"), ("GITHUB_WORKFLOW", "CI"), ("GITHUB_JOB", "test")],
+        &[("CI_PROJECT_PATH", "team/app"), ("CI_JOB_NAME", "unit tests")],
+        &[("BUILDKITE", "true"), ("BUILDKITE_REPO", url), ("BUILDKITE_STEP_KEY", "test")],
+        &[("CIRCLECI", "true"), ("CIRCLE_REPOSITORY_URL", url), ("CIRCLE_JOB", "test")],
+        &[("JENKINS_URL", "https://ci"), ("GIT_URL", url), ("JOB_NAME", "team/app")],
+    ];
+    for set in systems {
+        let scope = |dir: &tempfile::TempDir| identify(dir.path(), &variables(set)).scope;
+        assert!(scope(&before).contains("team/app:"), "{set:?}: {}", scope(&before));
+        assert_eq!(scope(&before), scope(&after), "{set:?}");
+    }
+}
+
 #[test]
 fn references_that_are_kept_elsewhere_are_not_known() {
     let dir = tempfile::tempdir().unwrap();

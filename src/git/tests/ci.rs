@@ -79,6 +79,22 @@ fn github() {
             default_branch: "release",
         },
         Case {
+            name: "pull request of a fork's main branch, which is not main",
+            set: &[
+                ("GITHUB_REPOSITORY", "team/app"),
+                ("GITHUB_JOB", "test"),
+                ("GITHUB_REF_NAME", "12/merge"),
+                ("GITHUB_REF_TYPE", "branch"),
+                ("GITHUB_HEAD_REF", "main"),
+                ("GITHUB_BASE_REF", "main"),
+            ],
+            repository: "team/app",
+            job: "test",
+            branch: "12/merge",
+            default_branch: "main",
+            ..NOTHING
+        },
+        Case {
             name: "tag",
             set: &[
                 ("GITHUB_REPOSITORY", "team/app"),
@@ -127,6 +143,24 @@ fn gitlab() {
             job: "unit tests 2/3",
             branch: "feature/x",
             default_branch: "release",
+            ..NOTHING
+        },
+        Case {
+            name: "merge request of a fork's main branch, by the fork's runner",
+            set: &[
+                ("CI_PROJECT_PATH", "somebody/app"),
+                ("CI_SERVER_URL", "https://gitlab.example.com"),
+                ("CI_JOB_NAME", "unit tests"),
+                ("CI_MERGE_REQUEST_PROJECT_PATH", "team/app"),
+                ("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH", "somebody/app"),
+                ("CI_MERGE_REQUEST_REF_PATH", "refs/merge-requests/12/head"),
+                ("CI_MERGE_REQUEST_SOURCE_BRANCH_NAME", "main"),
+                ("CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "main"),
+            ],
+            repository: "gitlab.example.com/team/app",
+            job: "unit tests",
+            branch: "refs/merge-requests/12/head",
+            default_branch: "main",
             ..NOTHING
         },
         Case {
