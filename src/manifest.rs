@@ -133,7 +133,8 @@ pub fn scope_trail_key(scope: &str) -> Digest {
     key_of("larder scope trail 1", scope, trail::ALL_BRANCHES)
 }
 
-/// Each part with its length before it, so that no two sets of parts join.
+/// The SHA-256 of the parts, each after its length as a u64, least byte first, so that no two sets of
+/// parts join.
 fn key_of(what: &str, scope: &str, name: &str) -> Digest {
     let mut hasher = Hasher::default();
     for part in [what, scope, name] {

@@ -7,7 +7,8 @@
 //!
 //! `output` and `size` are what the frame unpacks to; integers are little endian. A pack carries no
 //! seal: whoever unpacks a frame does so within `size` and compares the digest. A row of a manifest
-//! gives offset and length of the zstd frame itself, so that a range of a pack needs no reader.
+//! gives offset and length of the zstd frame itself, so that a range of a pack needs no reader, and
+//! none looks at the version: those of the manifest and of the action rule what may be read.
 //!
 //! Frames are opaque here; compressing, unpacking, storing and fetching happen elsewhere.
 

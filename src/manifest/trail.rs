@@ -39,6 +39,11 @@ const VERSION: u8 = 1;
 const COMPLETE: u8 = 1;
 /// Among how many of the newest the fullest is the best, where none is complete.
 const NEWEST: usize = 8;
+/// So long after it the one session of all of a build leads, whatever came since. Then what is built may
+/// have become less.
+pub const LEADS_NS: u64 = 14 * 86_400 * 1_000_000_000;
+/// What covers a smaller part of what another does is of a part of the build.
+pub const PARTIAL: f64 = 0.8;
 
 /// Shortest and longest encoding of a row, its packs aside.
 const ROW_LEN_MIN: usize = 1 + 6;
@@ -85,10 +90,24 @@ impl Trail {
         Self { rows, ..self }
     }
 
-    /// The session to start from: the newest complete one, or the fullest of the newest few.
+    /// The sessions that are followed: those not much older than the newest.
+    pub fn current(&self) -> impl Iterator<Item = &TrailRow> + Clone {
+        self.rows.iter().take_while(|row| leads(row, &self.rows[0]))
+    }
+
+    /// The session to start from: the newest complete one, else the fullest of the newest few, unless
+    /// an older one has much more: all of these are of a part of the build then.
     pub fn best(&self) -> Option<&TrailRow> {
-        let fullest = || self.rows.iter().take(NEWEST).rev().max_by_key(|row| row.rows);
-        self.rows.iter().find(|row| row.complete).or_else(fullest)
+        // Of equals the newest.
+        fn fuller<'a>(a: &'a TrailRow, b: &'a TrailRow) -> &'a TrailRow {
+            if b.rows > a.rows { b } else { a }
+        }
+        if let Some(complete) = self.current().find(|row| row.complete) {
+            return Some(complete);
+        }
+        let newest = self.current().take(NEWEST).reduce(fuller)?;
+        let fullest = self.current().reduce(fuller)?;
+        Some(if newest.is_part_of(fullest) { fullest } else { newest })
     }
 
     /// Its bytes, at most `SIZE_MAX`; settled as `merge` does it. Texts are cut, packs beyond the
@@ -135,7 +154,13 @@ impl Trail {
     }
 }
 
-/// One row per commit, newest first, no more than the most.
+/// Whether a session is young enough beside the newest one to be followed.
+const fn leads(row: &TrailRow, newest: &TrailRow) -> bool {
+    newest.written.0.saturating_sub(row.written.0) <= LEADS_NS
+}
+
+/// One row per commit, newest first, no more than the most. However many of a part of the build came
+/// after it, one that leads to all of it stays for a while.
 fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
     let mut rows: Vec<_> = rows.collect();
     rows.sort_by(|a, b| {
@@ -143,11 +168,22 @@ fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
     });
     rows.dedup_by(|later, kept| cut(&later.commit) == cut(&kept.commit));
     rows.sort_by_key(|row| Reverse(row.written));
+    let complete = rows.iter().position(|row| row.complete);
+    let fullest = || (0..rows.len()).rev().max_by_key(|at| rows[*at].rows);
+    if let Some(at) = complete.or_else(fullest).filter(|at| *at >= ROWS_MAX)
+        && leads(rows[at], rows[0])
+    {
+        rows.swap(ROWS_MAX - 1, at);
+    }
     rows.truncate(ROWS_MAX);
     rows
 }
 
 impl TrailRow {
+    pub fn is_part_of(&self, other: &Self) -> bool {
+        f64::from(self.rows) < f64::from(other.rows) * PARTIAL
+    }
+
     /// Complete first, then more rows, then newer; the rest only decides, the same for everyone.
     fn fullness(&self) -> impl Ord + '_ {
         (self.complete, self.rows, self.written, self.bytes, &self.writer, &self.packs)

@@ -287,7 +287,7 @@ async fn put(upstream: &Upstream, name: &Name, bytes: Vec<u8>) -> Result<(), Bac
 /// Whether a build has used about as much as was expected of it, and as the fullest one that the trail
 /// knows. Where there is nothing to compare it with, it may have broken off.
 fn is_complete(manifest: &Manifest, trail: &Trail, expected: usize) -> bool {
-    let fullest = trail.rows.iter().map(|row| row.rows).max().unwrap_or(0);
+    let fullest = trail.current().map(|row| row.rows).max().unwrap_or(0);
     let wanted = f64::from(fullest).max(expected as f64) * COMPLETE;
     wanted > 0.0 && manifest.rows.len() as f64 >= wanted
 }

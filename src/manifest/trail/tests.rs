@@ -104,10 +104,51 @@ fn the_best_is_the_newest_complete_or_the_fullest_of_the_newest() {
     assert_eq!(trail.best(), Some(&row(19)), "of equals the newest");
     trail.rows[8].rows = 100;
     trail.rows[7].rows = 10;
-    assert_eq!(trail.best(), Some(&trail.rows[7]), "too old is too old");
+    assert_eq!(trail.best(), Some(&trail.rows[8]), "the others are of a part of the build");
+    trail.rows[7].rows = 80;
+    assert_eq!(trail.best(), Some(&trail.rows[7]), "about as much, and newer");
     trail.rows[12].complete = true;
     trail.rows[15].complete = true;
     assert_eq!(trail.best(), Some(&trail.rows[12]));
+}
+
+/// A first build has nothing to be called complete by, and whoever tests one package for an afternoon
+/// writes many small rows after it.
+#[test]
+fn many_builds_of_a_part_neither_hide_nor_push_out_the_one_of_all() {
+    for complete in [false, true] {
+        let full = TrailRow { rows: 1000, complete, ..row(0) };
+        let mut trail = of([full.clone()]);
+        for n in 1..100 {
+            trail = of([TrailRow { rows: 20, ..row(n) }]).merge(trail);
+            assert_eq!(trail.best(), Some(&full), "after {n}");
+            trail = Trail::decode(&trail.encode()).unwrap();
+            assert_eq!(trail.best(), Some(&full), "after {n}");
+        }
+        assert_eq!(trail.rows.len(), ROWS_MAX);
+        // Once there is a newer one of all, the old one goes its way.
+        trail = of([TrailRow { rows: 1000, complete, ..row(100) }]).merge(trail);
+        trail = of([TrailRow { rows: 20, ..row(101) }]).merge(trail);
+        assert!(!trail.rows.contains(&full));
+    }
+}
+
+#[test]
+fn what_is_built_may_become_less_for_good() {
+    for complete in [false, true] {
+        let full = TrailRow { rows: 1000, complete, ..row(0) };
+        let less = |n: u32| TrailRow {
+            rows: 20,
+            written: Timestamp(u64::from(n) * LEADS_NS / 10),
+            ..row(n)
+        };
+        let trail = of([full.clone()]).merge(of((1..=10).map(less)));
+        assert_eq!(trail.best(), Some(&full));
+        let trail = trail.merge(of([less(11)]));
+        assert_eq!(trail.best(), Some(&less(11)));
+        let many = trail.merge(of((12..80).map(less)));
+        assert!(!many.rows.contains(&full));
+    }
 }
 
 #[test]

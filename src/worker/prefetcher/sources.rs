@@ -16,15 +16,13 @@ use crate::cache::fresh::PARTS_MAX;
 use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId};
-use crate::manifest::trail::{self, Trail, TrailRow};
+use crate::manifest::trail::{self, PARTIAL, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest, Place};
 
 /// What default branches are called.
 const USUAL: [&str; 2] = ["main", "master"];
 /// Git is asked for the parents beside the first questions.
 pub(super) const PARENTS_WAIT: Duration = Duration::from_millis(250);
-/// A manifest that covers so small a part of what its trail has seen hides a fuller one.
-const PARTIAL: f64 = 0.8;
 
 /// Where a manifest stands upstream.
 pub(in crate::worker) fn name_of_manifest(realm: &Realm, scope: &str, commit: &str) -> Name {
@@ -79,12 +77,10 @@ async fn of_realm(
     let best = best_of(&trails);
     let mut found: Vec<Manifest> = head.into_iter().chain(parents).collect();
     let rows = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
+    // One of a part of what its trail has seen would hide a fuller one.
     let is_partial = |seen: u32| (rows as f64) < f64::from(seen) * PARTIAL;
-    if let Some(best) = best
-        && is_partial(best.rows)
-        && let Some(manifest) = asked.manifest(&best.commit, PARTS_MAX).await
-    {
-        found.push(manifest);
+    if let Some(best) = best.filter(|best| is_partial(best.rows)) {
+        found.extend(asked.best_manifest(best, &trails).await);
     }
     if found.is_empty()
         && let Some(best) = scope.as_ref().and_then(Trail::best)
@@ -101,10 +97,11 @@ async fn of_realm(
 /// knows of a much fuller build.
 fn best_of(trails: &[Trail]) -> Option<&TrailRow> {
     let best = trails.iter().filter_map(Trail::best);
-    best.reduce(|own, other| {
-        let is_much_fuller = f64::from(own.rows) < f64::from(other.rows) * PARTIAL;
-        if is_much_fuller || other.complete && !own.complete { other } else { own }
-    })
+    best.reduce(
+        |own, other| {
+            if own.is_part_of(other) || other.complete && !own.complete { other } else { own }
+        },
+    )
 }
 
 struct Asked<'a> {
@@ -122,6 +119,16 @@ impl Asked<'_> {
         // An upstream that mixes its answers up must not have them written under other names.
         let is_it = manifest.is_of(&self.aim.scope, commit);
         is_it.then_some(manifest)
+    }
+
+    /// That of the best session; where upstream has let it go, of the newest other one.
+    async fn best_manifest(&self, best: &TrailRow, trails: &[Trail]) -> Option<Manifest> {
+        if let Some(manifest) = self.manifest(&best.commit, PARTS_MAX).await {
+            return Some(manifest);
+        }
+        let mut newest = trails.iter().filter_map(|trail| trail.rows.first());
+        let other = newest.find(|row| row.commit != best.commit)?;
+        self.manifest(&other.commit, PARTS_MAX).await
     }
 
     async fn trails(&self) -> Vec<Trail> {
