@@ -111,7 +111,7 @@ fn dispatch(matches: &ArgMatches) -> Outcome {
     }
 }
 
-/// Settings of a daemon: all but the client's `daemon`.
+/// Settings of a daemon: all but those of clients, `daemon` and `commit`.
 const DAEMON: &[&str] = &[
     "listen",
     "admin",
@@ -145,6 +145,7 @@ const BUILD: &[&str] = &[
     "trust",
     "read-only",
     "scope",
+    "commit",
     "disk",
     "memory",
     "idle-exit",
@@ -264,7 +265,6 @@ fn prefetch() -> Command {
                     larder prefetch --wait                      in a checkout, until all is here";
     command("prefetch", "Fetch what a commit's build will need", examples)
         .arg(switch("wait", "Wait until everything is here"))
-        .arg(value("commit", "ID", "The commit [default: what is checked out]"))
         .arg(
             value("timeout", "DURATION", "Wait no longer than this [default: 10m]")
                 .requires("wait"),

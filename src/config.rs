@@ -120,6 +120,8 @@ pub struct ClientConfig {
     pub read_only: bool,
     /// Empty: repository and job.
     pub scope: String,
+    /// Empty: what is checked out, else what CI says.
+    pub commit: String,
     pub store: PathBuf,
     /// What is presented to a daemon beyond the socket.
     pub token: Option<Secret>,
@@ -243,6 +245,7 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
         file: None,
     };
     let daemon = reading.daemon();
+    let commit = reading.one("commit", values::commit).unwrap_or_default();
     let token = reading.secret_variable(table::CLIENT_TOKEN);
     // Everything has been looked at, so that no fault hides another.
     let (frontend, dir) = (frontend?, dir?);
@@ -254,6 +257,7 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
         upstream: upstreams.of_frontend("go", &cache.frontends).map(|up| up.url.clone()),
         read_only: cache.read_only,
         scope: cache.scope.clone(),
+        commit,
         store: dir.clone(),
         token,
         log: log.clone(),

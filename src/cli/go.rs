@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Failure, Outcome, link, out};
 use crate::config::{ClientConfig, Sources, raw};
-use crate::git::{self, GitEnv};
+use crate::git::{self, GitEnv, Identity};
 use crate::gocacheprog::c_env::CInputs;
 use crate::gocacheprog::{self, HelperConfig, Stdio};
 
@@ -62,8 +62,7 @@ fn settings(sources: &Sources, is_right: bool) -> Option<(ClientConfig, bool)> {
 }
 
 fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperConfig {
-    let identity = git::identify(Path::new("."), &|name| sources.text(name));
-    let scope = if config.scope.is_empty() { identity.scope.clone() } else { config.scope.clone() };
+    let identity = identity(sources, config);
     let upstream = config.upstream.as_deref();
     HelperConfig {
         address: link::address(config),
@@ -73,7 +72,7 @@ fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperCon
         upstream: config.upstream.clone(),
         read_only: config.read_only,
         session: sources.text(SESSION).unwrap_or_default(),
-        scope,
+        scope: identity.scope,
         commit: identity.commit,
         branch: identity.branch,
         default_branch: identity.default_branch,
@@ -96,6 +95,19 @@ fn helper(sources: &Sources, config: &ClientConfig, is_right: bool) -> HelperCon
         goroot: sources.variable("GOROOT").map(PathBuf::from),
         pid: std::process::id(),
     }
+}
+
+/// What is built here: as the settings say, else git, else the CI system.
+pub(super) fn identity(sources: &Sources, config: &ClientConfig) -> Identity {
+    let mut identity = git::identify(Path::new("."), &|name| sources.text(name));
+    for (said, known) in
+        [(&config.scope, &mut identity.scope), (&config.commit, &mut identity.commit)]
+    {
+        if !said.is_empty() {
+            known.clone_from(said);
+        }
+    }
+    identity
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

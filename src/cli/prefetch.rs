@@ -10,7 +10,7 @@ use clap::ArgMatches;
 use serde_json::{Value, json};
 
 use super::summary::megabytes;
-use super::{Failure, LEFT, NO_DAEMON, Outcome, USAGE, client_of, duration_of, link, out};
+use super::{Failure, LEFT, NO_DAEMON, Outcome, USAGE, client_of, duration_of, go, link, out};
 use crate::config::{ClientConfig, Sources};
 use crate::git::{self, GitEnv, Identity};
 use crate::units::{show_count, show_duration};
@@ -23,8 +23,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub(super) fn prefetch(matches: &ArgMatches) -> Outcome {
     let (sources, config) = client_of(matches)?;
     let within = duration_of(matches, "timeout")?.unwrap_or(WITHIN);
-    let commit = matches.get_one::<String>("commit").map(String::as_str);
-    let identity = identity(&sources, &config, commit)?;
+    let identity = identity(&sources, &config)?;
     let is_awaited = matches.get_flag("wait");
     let request = request(&sources, &config, &identity, is_awaited.then_some(within));
     link::ensure(&config).map_err(|problem| Failure::new(NO_DAEMON, problem))?;
@@ -50,31 +49,15 @@ pub(super) fn prefetch(matches: &ArgMatches) -> Outcome {
 }
 
 /// What is to be fetched for; the helper of the build will say the same.
-fn identity(
-    sources: &Sources,
-    config: &ClientConfig,
-    commit: Option<&str>,
-) -> Result<Identity, Failure> {
-    let mut identity = git::identify(Path::new("."), &|name| sources.text(name));
-    if !config.scope.is_empty() {
-        identity.scope.clone_from(&config.scope);
-    }
-    if let Some(commit) = commit {
-        identity.commit = git::object_id(commit).ok_or_else(|| {
-            let problem = format!(
-                "--commit: `{commit}` is not a whole commit id; write all 40 or 64 digits, as \
-                 `git rev-parse HEAD` prints them"
-            );
-            Failure::new(USAGE, problem)
-        })?;
-    }
+fn identity(sources: &Sources, config: &ClientConfig) -> Result<Identity, Failure> {
+    let identity = go::identity(sources, config);
     let missing = match (identity.scope.is_empty(), identity.commit.is_empty()) {
         (false, false) => return Ok(identity),
         (true, false) => "of which repository; name it with --scope (LARDER_SCOPE)",
-        (false, true) => "for which commit; name it with --commit",
+        (false, true) => "for which commit; name it with --commit (LARDER_COMMIT)",
         (true, true) => {
             "of which repository and for which commit; name them with --scope (LARDER_SCOPE) and \
-             --commit"
+             --commit (LARDER_COMMIT)"
         }
     };
     let problem =

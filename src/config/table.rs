@@ -69,7 +69,7 @@ const fn row(
 
 /// Everything that has a flag, in the order in which `--help` and the example file show it.
 #[rustfmt::skip]
-pub static SETTINGS: [Setting; 22] = [
+pub static SETTINGS: [Setting; 23] = [
     row("listen", "ADDR|unix:PATH", Kind::List, "127.0.0.1:7878", "127.0.0.1:7878",
         "Where build tools reach the cache; the socket is served besides"),
     row("admin", "ADDR|off", Kind::One, "127.0.0.1:7879", "127.0.0.1:7879",
@@ -96,6 +96,8 @@ pub static SETTINGS: [Setting; 22] = [
         "Send nothing upstream; the local store still works"),
     row("scope", "NAME", Kind::One, "repository and job", "larder/test",
         "What past builds are remembered under, to fetch ahead"),
+    row("commit", "ID", Kind::One, "what is checked out, else what CI says", "0123456789abcdef0123456789abcdef01234567",
+        "What is built, whatever git or CI says"),
     row("tokens", "FILE", Kind::Path, "none", "/etc/larder/tokens.toml",
         "File of the tokens that let clients in"),
     row("insecure", "", Kind::Switch, "false", "true",

@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::faults::quoted;
 use super::paths::SOCKET_PATH_MAX;
+use crate::git;
 use crate::store::Limit;
 use crate::telemetry::log;
 use crate::units::{self, ByteSize, ParseError, Percent, Secret};
@@ -108,6 +109,16 @@ pub(super) fn scope(text: &str) -> Result<String, String> {
     let is_right = text.len() <= NAMESPACE_MAX && !text.contains(char::is_control);
     is_right.then(|| text.to_owned()).ok_or_else(|| {
         format!("{} is longer than {NAMESPACE_MAX} bytes or not on one line", quoted(text))
+    })
+}
+
+pub(super) fn commit(text: &str) -> Result<String, String> {
+    git::object_id(text).ok_or_else(|| {
+        format!(
+            "{} is not a whole commit id; write all 40 or 64 digits, as `git rev-parse HEAD` \
+             prints them",
+            quoted(text)
+        )
     })
 }
 

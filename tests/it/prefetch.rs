@@ -170,7 +170,7 @@ fn a_prefetch_that_is_not_told_what_for_says_what_is_missing() {
     let home = Home::new();
     let cases: [(&[&str], &[&str]); 7] = [
         (&[], &["--scope", "LARDER_SCOPE", "--commit", "git checkout"]),
-        (&["--scope", SCOPE], &["for which commit; name it with --commit"]),
+        (&["--scope", SCOPE], &["for which commit; name it with --commit (LARDER_COMMIT)"]),
         (&["--commit", COMMIT], &["--scope (LARDER_SCOPE)"]),
         (&["--scope", SCOPE, "--commit", "0123456"], &["`0123456` is not a whole commit id"]),
         (&["--scope", SCOPE, "--commit", COMMIT, "--wait", "--timeout", "x"], &["--timeout"]),

@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("admin", "worker cache tasks telemetry units"),
     ("client", "wire units"),
     ("gocacheprog", "client store gocache git entry wire tasks units"),
-    ("config", "frontend admin worker cache store backend entry telemetry units"),
+    ("config", "frontend admin worker cache store backend git entry telemetry units"),
     ("daemon", "config admin frontend worker cache store backend entry wire tasks telemetry units"),
     ("cli", "daemon config client gocacheprog gocache git store entry wire tasks telemetry units"),
     ("main", "cli"),
