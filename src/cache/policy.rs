@@ -1,7 +1,7 @@
 //! Decisions, as pure functions: what is taken in, what goes upstream, what may be asked for there.
 //!
 //! Whether a build waits for the network is decided in `ask`, by what `statistics` has learnt of the
-//! upstream and what `group` knows of keys that belong together.
+//! upstream and what `group` knows of keys that belong together; how long, by what `waiting` counts.
 
 use crate::cache::{ClassRule, Share};
 use crate::entry::action::GoEntry;
@@ -11,6 +11,7 @@ use crate::manifest;
 pub mod ask;
 pub mod group;
 pub mod statistics;
+pub mod waiting;
 
 #[cfg(test)]
 mod simulator;

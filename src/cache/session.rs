@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::cache::forecast::Forecast;
 use crate::cache::policy::ask::{Account, Decision, Known, Upstream, decide};
 use crate::cache::policy::group::{Groups, Needs};
+use crate::cache::policy::waiting::Waiting;
 use crate::entry::{COST_MAX_MS, Class, Digest, Found, Lookup, RealmId, Why};
 use crate::manifest::ROWS_MAX;
 use crate::telemetry::metrics::{Counter, Gauge};
@@ -59,12 +60,7 @@ pub struct Session {
 /// The questions that upstream is asked for a build.
 #[derive(Debug, Default)]
 struct Questions {
-    /// Waits that are going on.
-    waiting: u32,
-    /// Since when at least one is.
-    since: Duration,
-    /// Less than a millisecond that was waited and is not counted yet.
-    rest: Duration,
+    waiting: Waiting,
     groups: Groups,
     /// What was asked for, until it hits or is built.
     asked: HashSet<Digest>,
@@ -96,18 +92,9 @@ impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let now = self.session.clock.elapsed();
         let mut questions = self.session.questions();
-        questions.waiting = questions.waiting.saturating_sub(1);
-        if questions.waiting == 0 {
-            // Under the lock: else the wait would for a moment be neither going on nor counted.
-            let waited = questions.rest + now.saturating_sub(questions.since);
-            self.session.waited_ms.add(whole_ms(waited));
-            questions.rest = Duration::from_nanos(u64::from(waited.subsec_nanos() % 1_000_000));
-        }
+        // Under the lock: else the wait would for a moment be neither going on nor counted.
+        self.session.waited_ms.add(questions.waiting.end(now));
     }
-}
-
-fn whole_ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Session {
@@ -117,24 +104,15 @@ impl Session {
 
     /// What a hit saves is shared by all processors that would have built it.
     fn account(&self, questions: &Questions) -> Account {
-        let now = self.clock.elapsed();
-        let open = if questions.waiting > 0 {
-            now.saturating_sub(questions.since)
-        } else {
-            Duration::ZERO
-        };
+        let open_ms = questions.waiting.open_ms(self.clock.elapsed());
         Account {
-            waited_ms: self.waited_ms.get() + whole_ms(open),
+            waited_ms: self.waited_ms.get() + open_ms,
             saved_ms: self.saved_ms.get() / self.processors,
-            promised_ms: 0,
         }
     }
 
     fn begin(&self, questions: &mut Questions) -> Wait<'_> {
-        if questions.waiting == 0 {
-            questions.since = self.clock.elapsed();
-        }
-        questions.waiting += 1;
+        questions.waiting.begin(self.clock.elapsed());
         Wait { session: self }
     }
 
@@ -149,7 +127,7 @@ impl Session {
     ) -> (Decision, Option<Wait<'_>>) {
         let mut questions = self.questions();
         let account = self.account(&questions);
-        let decision = decide(known, upstream, &account, 0, speed, typical_cost_ms);
+        let decision = decide(known, upstream, &account, speed, typical_cost_ms);
         let is_asked = matches!(decision, Decision::Ask { .. } | Decision::Probe);
         if is_asked && questions.asked.len() < ASKED_MAX {
             questions.asked.insert(*action);

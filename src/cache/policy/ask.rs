@@ -1,9 +1,8 @@
 //! Ask, wait or build: what to do about a key that is not on this machine, while a build waits.
 //!
 //! Asking pays if what an answer saves, times how likely it is, is more than the wait for it. One
-//! clock bounds a session's waiting: what its hits have saved and a second. Each question is promised
-//! a part of what is left, and `Account` holds these promises until the questions are settled, so
-//! all the deadlines now granted cannot exceed it together.
+//! clock (`waiting`) bounds a session's waiting: what its hits have saved and a second. It runs while
+//! at least one question waits, so each may be granted all that is left, and none more.
 
 use crate::cache::FETCH_WAIT;
 
@@ -36,31 +35,17 @@ const TYPICAL_BANDWIDTH: f64 = 10_000.0;
 /// Cost of a compiled package in a large Go build, until some were measured.
 const TYPICAL_COST_MS: u32 = 200;
 
-/// What a session has waited for and saved so far, and what its waiting questions may still take.
+/// What a session has waited for, questions that still wait included, and saved so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     pub waited_ms: u64,
     pub saved_ms: u64,
-    /// The deadlines of all questions that are waiting now.
-    pub promised_ms: u64,
 }
 
 impl Account {
-    /// What may still be promised.
+    /// What may still be waited.
     pub const fn left_ms(&self) -> u64 {
-        let spent = self.waited_ms.saturating_add(self.promised_ms);
-        self.saved_ms.saturating_add(GRACE_MS).saturating_sub(spent)
-    }
-
-    /// Takes a decision's deadline off the clock. Decide and promise under one lock.
-    pub const fn promise(&mut self, decision: Decision) {
-        self.promised_ms = self.promised_ms.saturating_add(decision.most_ms());
-    }
-
-    /// Gives back what the question did not take of its deadline.
-    pub const fn settle(&mut self, decision: Decision, waited_ms: u64) {
-        self.promised_ms = self.promised_ms.saturating_sub(decision.most_ms());
-        self.waited_ms = self.waited_ms.saturating_add(waited_ms);
+        self.saved_ms.saturating_add(GRACE_MS).saturating_sub(self.waited_ms)
     }
 }
 
@@ -143,20 +128,18 @@ enum Step {
     Ask,
 }
 
-/// Ask, wait or build. `in_flight` questions of the session are waiting now and will ask again;
-/// `speed` is what building costs here relative to where the costs were recorded; `typical_cost_ms`
+/// Ask, wait or build. `speed` is what building costs here relative to where the costs were recorded; `typical_cost_ms`
 /// is what a key of unknown cost takes to build here, zero if nobody knows.
 pub fn decide(
     known: &Known,
     upstream: &Upstream,
     account: &Account,
-    in_flight: u32,
     speed: f64,
     typical_cost_ms: u32,
 ) -> Decision {
     let cost_ms = cost_of(known, sane(speed, 0.01, 100.0, 1.0), typical_cost_ms);
     let gain_ms = cost_ms * rate_of(upstream);
-    let share_ms = (account.left_ms() / (u64::from(in_flight) + 1)).min(wait_max_ms());
+    let share_ms = account.left_ms().min(wait_max_ms());
     let Some(plan) = plan(known, upstream) else {
         return decline(known, upstream);
     };

@@ -4,9 +4,12 @@
 //! Lanes take the session's rows in order, as `go` does with a job on each core. One link carries all
 //! bodies, one after the other. What a lane does not get it builds, in the time that was recorded.
 
+use std::time::Duration;
+
 use crate::cache::policy::ask::{Account, Decision, Known, decide};
 use crate::cache::policy::group::{Groups, Member, Needs, subkey};
 use crate::cache::policy::statistics::{Kind, Statistics};
+use crate::cache::policy::waiting::Waiting;
 use crate::entry::Digest;
 use crate::units::{Random, Timestamp};
 
@@ -28,20 +31,6 @@ pub(super) struct Row {
     cost_ms: u32,
     frame_bytes: u64,
     subkey_bytes: Vec<u64>,
-}
-
-/// Reads rows of `class cost_ms frame_bytes subkey_bytes…`; lines that begin with `#` are comments.
-pub(super) fn session(text: &str) -> Vec<Row> {
-    let row = |line: &str| {
-        let mut words = line.split(' ');
-        let class = words.next().unwrap();
-        let mut numbers = words.map(|word| word.parse::<u64>().unwrap());
-        // Measured, so it is not "unknown", however short it was.
-        let cost_ms = u32::try_from(numbers.next().unwrap()).unwrap().max(1);
-        let frame_bytes = numbers.next().unwrap();
-        Row { is_bound: class == "index", cost_ms, frame_bytes, subkey_bytes: numbers.collect() }
-    };
-    text.lines().filter(|line| !line.starts_with('#')).map(row).collect()
 }
 
 /// What is asked, and over what.
@@ -105,17 +94,11 @@ struct Lane {
     at: f64,
     /// The row and which of its keys: zero is the action.
     job: Option<(usize, usize)>,
-    waiting: Option<Waiting>,
+    /// Whether what it waits for is a hit.
+    waiting: Option<bool>,
     /// Whether upstream was asked for the job.
     is_asked: bool,
     is_over: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    decision: Decision,
-    since: f64,
-    is_hit: bool,
 }
 
 pub(super) struct Game<'a> {
@@ -130,7 +113,7 @@ pub(super) struct Game<'a> {
     arrivals: Vec<f64>,
     /// What flights will tell when they are there.
     seen: Vec<(f64, Seen)>,
-    in_flight: u32,
+    waits: Waiting,
     account: Account,
     groups: Groups,
     pub(super) statistics: Statistics,
@@ -154,7 +137,7 @@ impl<'a> Game<'a> {
             link_free: 0.0,
             arrivals: Vec::new(),
             seen: Vec::new(),
-            in_flight: 0,
+            waits: Waiting::default(),
             account: Account::default(),
             groups: Groups::default(),
             statistics: Statistics::default(),
@@ -190,14 +173,12 @@ impl<'a> Game<'a> {
         self.outcome.wall_ms = self.lanes.iter().map(|lane| lane.at).fold(0.0, f64::max);
         self.outcome.waited_ms = self.account.waited_ms;
         self.outcome.saved_ms = self.account.saved_ms;
-        assert_eq!(self.account.promised_ms, 0);
         self.outcome
     }
 
     fn step(&mut self, lane: &mut Lane) {
-        if let Some(Waiting { decision, since, is_hit }) = lane.waiting.take() {
-            self.account.settle(decision, whole(lane.at - since));
-            self.in_flight -= 1;
+        if let Some(is_hit) = lane.waiting.take() {
+            self.account.waited_ms += self.waits.end(elapsed(lane.at));
             if is_hit { self.hit(lane) } else { self.build(lane) }
         } else if let Some((row, part)) = lane.job {
             lane.at += LOOKUP_MS;
@@ -229,7 +210,12 @@ impl<'a> Game<'a> {
                 let upstream = self.statistics.estimate(kind, now);
                 let (speed, cost) =
                     (self.statistics.speed(now), self.statistics.typical_cost_ms(now));
-                decide(&known, &upstream, &self.account, self.in_flight, speed, cost)
+                // As a session counts: what waits still, and what is saved shared by its lanes.
+                let account = Account {
+                    waited_ms: self.account.waited_ms + self.waits.open_ms(elapsed(lane.at)),
+                    saved_ms: self.account.saved_ms / self.lanes.len() as u64,
+                };
+                decide(&known, &upstream, &account, speed, cost)
             }
         };
         self.statistics.observe_decision(kind, decision);
@@ -248,10 +234,9 @@ impl<'a> Game<'a> {
             Decision::Wait { .. } => (self.arrivals[row], true),
         };
         lane.is_asked = true;
-        self.account.promise(decision);
-        self.in_flight += 1;
+        self.waits.begin(elapsed(lane.at));
         let until = lane.at + decision.most_ms() as f64;
-        lane.waiting = Some(Waiting { decision, since: lane.at, is_hit: is_hit && at <= until });
+        lane.waiting = Some(is_hit && at <= until);
         lane.at = at.min(until);
     }
 
@@ -393,6 +378,10 @@ fn chance(row: usize, of: u64) -> f64 {
 #[expect(clippy::cast_possible_truncation, reason = "sessions take less than an age")]
 fn whole(ms: f64) -> u64 {
     ms.round() as u64
+}
+
+fn elapsed(ms: f64) -> Duration {
+    Duration::from_secs_f64(ms / 1e3)
 }
 
 fn stamp(ms: f64) -> Timestamp {

@@ -1,8 +1,11 @@
 //! The cases of `decide` by name, and what holds whatever happens.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::policy::waiting::Waiting;
 
 /// 20 ms away, a gigabit wide, has all it is asked for.
 const NEAR: Upstream = Upstream {
@@ -15,7 +18,7 @@ const NEAR: Upstream = Upstream {
 };
 const NOBODY: Upstream =
     Upstream { latency_ms: 0.0, bandwidth_bytes_per_ms: 0.0, hit_rate: 0.5, samples: 0, ..NEAR };
-const FRESH: Account = Account { waited_ms: 0, saved_ms: 0, promised_ms: 0 };
+const FRESH: Account = Account { waited_ms: 0, saved_ms: 0 };
 const RICH: Account = Account { saved_ms: 3_600_000, ..FRESH };
 const PACKAGE: Known = Known::Listed { cost_ms: 400, frame_bytes: 125_000 };
 
@@ -23,19 +26,12 @@ struct Case {
     known: Known,
     upstream: Upstream,
     account: Account,
-    in_flight: u32,
     speed: f64,
     typical_cost_ms: u32,
 }
 
-const BASE: Case = Case {
-    known: PACKAGE,
-    upstream: NEAR,
-    account: RICH,
-    in_flight: 0,
-    speed: 1.0,
-    typical_cost_ms: 200,
-};
+const BASE: Case =
+    Case { known: PACKAGE, upstream: NEAR, account: RICH, speed: 1.0, typical_cost_ms: 200 };
 
 fn coming(cost_ms: u32, eta_ms: u64) -> Known {
     Known::Coming { cost_ms, frame_bytes: 125_000, eta_ms: Some(eta_ms) }
@@ -51,8 +47,8 @@ const fn wait(most_ms: u64) -> Decision {
 
 fn check(cases: Vec<(&str, Case, Decision)>) {
     for (name, case, expected) in cases {
-        let Case { known, upstream, account, in_flight, speed, typical_cost_ms } = case;
-        let got = decide(&known, &upstream, &account, in_flight, speed, typical_cost_ms);
+        let Case { known, upstream, account, speed, typical_cost_ms } = case;
+        let got = decide(&known, &upstream, &account, speed, typical_cost_ms);
         assert_eq!(got, expected, "{name}");
     }
 }
@@ -115,9 +111,7 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
 fn the_clock_cuts_every_deadline() {
     let left = |left: u64| Account { waited_ms: 1000 - left, ..FRESH };
     let with = |account| Case { account, ..BASE };
-    let among = |in_flight, account| Case { in_flight, account, ..BASE };
-    let spent = Account { waited_ms: 5_000, saved_ms: 4_000, promised_ms: 0 };
-    let promised = Account { promised_ms: 985, ..FRESH };
+    let spent = Account { waited_ms: 5_000, saved_ms: 4_000 };
     let probing = Upstream { declined: 64, ..NEAR };
     check(vec![
         ("a fresh session", with(FRESH), ask(84)),
@@ -125,11 +119,6 @@ fn the_clock_cuts_every_deadline() {
         ("less than a question takes", with(left(20)), Decision::Build),
         ("nothing", with(left(0)), Decision::Build),
         ("all saved is spent", with(spent), Decision::Build),
-        ("all is promised to others", with(promised), Decision::Build),
-        ("fair among four", among(3, left(200)), ask(50)),
-        ("too many for what is left", among(100, FRESH), Decision::Build),
-        ("many, and enough", among(100, RICH), ask(84)),
-        ("as many as can be", among(u32::MAX, RICH), Decision::Build),
         ("a probe needs no time", Case { upstream: probing, ..with(spent) }, Decision::Probe),
         ("coming, but no time", Case { known: coming(400, 30), ..with(left(20)) }, Decision::Build),
         ("coming in what is left", Case { known: coming(400, 15), ..with(left(20)) }, wait(20)),
@@ -213,18 +202,6 @@ fn what_nobody_knows_is_asked_for_as_long_as_the_second_lasts() {
     ]);
 }
 
-#[test]
-fn questions_that_are_promised_time_have_it_taken_off() {
-    let mut account = FRESH;
-    account.promise(ask(300));
-    account.promise(Decision::Probe);
-    assert_eq!(account.left_ms(), 700);
-    account.settle(ask(300), 20);
-    assert_eq!(account, Account { waited_ms: 20, saved_ms: 0, promised_ms: 0 });
-    account.settle(ask(300), 2_000);
-    assert_eq!(account.left_ms(), 0);
-}
-
 fn any_known() -> impl Strategy<Value = Known> {
     prop_oneof![
         (any::<u32>(), any::<u64>(), any::<Option<u64>>()).prop_map(
@@ -258,53 +235,81 @@ fn any_outcome() -> impl Strategy<Value = (f64, Option<u16>)> {
     ]
 }
 
+/// Most questions of a build are asked at once.
+fn any_pause() -> impl Strategy<Value = Duration> {
+    prop_oneof![Just(0), 0..2_000_u64, 0..20_000_000_u64].prop_map(Duration::from_micros)
+}
+
+/// A session whose questions wait side by side.
+#[derive(Default)]
+struct Played {
+    now: Duration,
+    waiting: Waiting,
+    waited_ms: u64,
+    saved_ms: u64,
+    /// When each question that waits will have ended, and what it saves then.
+    ends: Vec<(Duration, u16)>,
+}
+
+impl Played {
+    fn account(&self) -> Account {
+        let waited_ms = self.waited_ms + self.waiting.open_ms(self.now);
+        Account { waited_ms, saved_ms: self.saved_ms }
+    }
+
+    /// To this time, or as far as there is anything to come.
+    fn go_on(&mut self, until: Duration) -> Result<(), TestCaseError> {
+        self.ends.sort();
+        let due = self.ends.iter().filter(|(end, _)| *end <= until).count();
+        for (end, saved) in self.ends.drain(..due).collect::<Vec<_>>() {
+            self.now = end;
+            self.waited_ms += self.waiting.end(end);
+            let account = self.account();
+            prop_assert!(account.waited_ms <= account.saved_ms + GRACE_MS, "{account:?}");
+            self.saved_ms += u64::from(saved);
+        }
+        if until < Duration::MAX {
+            self.now = until;
+        }
+        Ok(())
+    }
+}
+
 proptest! {
     #[test]
     fn no_decision_exceeds_what_is_left(
         known in any_known(),
         upstream in any_upstream(),
-        sums in any::<(u64, u64, u64)>(),
-        in_flight in any::<u32>(),
+        sums in any::<(u64, u64)>(),
         speed in any::<f64>(),
         typical in any::<u32>(),
     ) {
-        let (waited_ms, saved_ms, promised_ms) = sums;
-        for account in [Account { waited_ms, saved_ms, promised_ms }, FRESH, RICH] {
-            let decision = decide(&known, &upstream, &account, in_flight, speed, typical);
-            let most_ms = decision.most_ms();
+        let (waited_ms, saved_ms) = sums;
+        for account in [Account { waited_ms, saved_ms }, FRESH, RICH] {
+            let most_ms = decide(&known, &upstream, &account, speed, typical).most_ms();
             prop_assert!(most_ms <= 10_000);
-            prop_assert!(most_ms.saturating_mul(u64::from(in_flight) + 1) <= account.left_ms());
+            prop_assert!(most_ms <= account.left_ms());
         }
     }
 
-    /// Whatever is asked and however it ends, in any order and over any number of lanes.
+    /// Whatever is asked and however it ends, one after the other or at once: by the session's own clock.
     #[test]
     fn the_sum_of_all_waits_stays_below_what_was_saved_and_a_second(
         steps in prop::collection::vec(
-            (any_known(), any_upstream(), any_outcome(), 0..16_usize, 0.1..10.0), 1..400
+            (any_known(), any_upstream(), any_outcome(), any_pause(), 0.1..10.0), 1..400
         )
     ) {
-        let mut account = Account::default();
-        let mut waiting: Vec<(Decision, (f64, Option<u16>))> = Vec::new();
-        for (known, upstream, outcome, settled, speed) in steps {
-            let in_flight = u32::try_from(waiting.len()).unwrap();
-            let decision = decide(&known, &upstream, &account, in_flight, speed, 200);
-            account.promise(decision);
+        let mut session = Played::default();
+        for (known, upstream, (share, saved), pause, speed) in steps {
+            let decision = decide(&known, &upstream, &session.account(), speed, 200);
             if decision.most_ms() > 0 {
-                waiting.push((decision, outcome));
+                session.waiting.begin(session.now);
+                let takes = Duration::from_millis(decision.most_ms()).mul_f64(share);
+                session.ends.push((session.now + takes, saved.unwrap_or_default()));
             }
-            let together = account.waited_ms + account.promised_ms;
-            prop_assert!(together <= account.saved_ms + GRACE_MS);
-            while waiting.len() > settled {
-                let (decision, (share, saved)) = waiting.remove(settled / 2);
-                account.settle(decision, whole_ms(decision.most_ms() as f64 * share));
-                account.saved_ms += u64::from(saved.unwrap_or_default());
-            }
+            session.go_on(session.now + pause)?;
         }
-        for (decision, _) in waiting {
-            account.settle(decision, decision.most_ms());
-        }
-        prop_assert_eq!(account.promised_ms, 0);
-        prop_assert!(account.waited_ms <= account.saved_ms + GRACE_MS);
+        session.go_on(Duration::MAX)?;
+        prop_assert!(session.ends.is_empty());
     }
 }
