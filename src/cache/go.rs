@@ -86,6 +86,7 @@ impl Cache {
         let to = realm.elsewhere_at(own).map_or(realm, |elsewhere| elsewhere);
         let owed = may_upload
             && share == Share::Upstream
+            && policy::is_worth_a_place(meta.size, meta.cost_ms)
             && !self.inner.config.read_only
             && to.writes_to().is_some()
             && !self.inner.confirmed.contains(to.id, &key, &meta.digest);

@@ -21,6 +21,11 @@ pub const BODY_MAX: u64 = 64 << 30;
 /// Actions are small; a larger one is somebody's mistake or attack.
 pub const ACTION_MAX: u64 = 32 << 20;
 
+/// Outputs from this size on are weighed against what they cost.
+const WEIGHED_FROM: u64 = 1 << 20;
+/// 1 Gbit/s.
+const LINK_BYTES_PER_MS: u64 = 125_000;
+
 /// The limit of a body of this kind.
 pub const fn body_limit(kind: Kind) -> u64 {
     match kind {
@@ -36,6 +41,12 @@ pub fn share(class: Class, rules: &[ClassRule]) -> Share {
         None if class.is_machine_bound() => Share::Local,
         None => Share::Upstream,
     }
+}
+
+/// Whether an entry deserves a place upstream: not if it is made faster than a fast link would bring it.
+pub const fn is_worth_a_place(size: u64, cost_ms: u32) -> bool {
+    // Below, or where nobody measured, what it took says little.
+    cost_ms == 0 || size < WEIGHED_FROM || size / (cost_ms as u64) <= LINK_BYTES_PER_MS
 }
 
 /// The upstream that entries of this class have of their own, by its name.
@@ -84,6 +95,25 @@ mod tests {
         ];
         for (class, expected) in cases {
             assert_eq!(share(class, &rules), expected, "{}", class.name());
+        }
+    }
+
+    #[test]
+    fn what_is_made_faster_than_a_link_brings_it_gets_no_place_upstream() {
+        const MIB: u64 = 1 << 20;
+        let cases = [
+            (0, 1, true),
+            (MIB - 1, 1, true),
+            (MIB, 1, false),
+            (MIB, 8, false),
+            (MIB, 9, true),
+            (100 * MIB, 300, false),
+            (100 * MIB, 3_000, true),
+            (100 * MIB, 0, true),
+            (u64::MAX, u32::MAX, false),
+        ];
+        for (size, cost_ms, is_worth) in cases {
+            assert_eq!(is_worth_a_place(size, cost_ms), is_worth, "{size} bytes in {cost_ms} ms");
         }
     }
 

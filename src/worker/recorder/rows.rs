@@ -40,7 +40,8 @@ pub(super) async fn gather(
             let realms = std::iter::once(&aim.realm).chain(&aim.realm.elsewhere);
             let row = realms.map(|realm| find(realm)).find_map(|row| row)?;
             let share = policy::share(row.class, &worker.config().classes);
-            (share == Share::Upstream).then_some((*action, row))
+            let is_sent = policy::is_worth_a_place(row.size, row.cost_ms);
+            (share == Share::Upstream && is_sent).then_some((*action, row))
         };
         actions.iter().filter_map(keep).collect::<Vec<_>>()
     });
