@@ -193,6 +193,8 @@ fn show_session(cache: &Cache, s: &Session) -> Value {
         "waited_s": s.waited_ms.get() as f64 / 1e3,
         "branch": &*s.branch,
         "misses_policy": s.misses_policy.get(),
+        "misses_local": s.misses_local.get(),
+        "misses_new": s.misses_new.get(),
         // What is known of the build beforehand.
         "forecast": match s.forecast.as_ref().map(|forecast| forecast.phase()) {
             None => "none",

@@ -16,7 +16,7 @@ use crate::cache::policy::ask::{Decision, Known};
 use crate::cache::policy::statistics::{Kind as Question, Statistics};
 use crate::cache::realm::{Realm, Upstream};
 use crate::cache::session::{Opening, Session};
-use crate::cache::{Cache, FETCH_WAIT};
+use crate::cache::{Cache, FETCH_WAIT, policy};
 use crate::entry::{Blob, Body, Digest, Found, Id, Key, Lookup, Meta, Why};
 use crate::store::Store;
 
@@ -298,9 +298,11 @@ impl Cache {
     /// A session has built what nobody had.
     pub fn learn_built(&self, realm: &Realm, session: &Session, action: &Digest, meta: &Meta) {
         let is_asked = session.asked(action);
+        let is_bound =
+            meta.class.is_missed_in_vain() || !policy::is_worth_a_place(meta.size, meta.cost_ms);
+        session.count_built(action, is_bound);
         let Some(upstream) = &realm.upstream else { return };
         let now = self.inner.clock.now();
-        let is_bound = meta.class.is_missed_in_vain();
         let recorded = session.forecast.as_ref().and_then(|f| f.cost_of(action));
         if recorded.is_some() {
             self.inner.frames.built_though_listed(realm.id, *action);

@@ -43,6 +43,10 @@ pub struct Session {
     pub misses: Counter,
     /// Those of them that were built because that is quicker than to ask.
     pub misses_policy: Counter,
+    /// Those of what is sent nowhere: it misses on every machine, and is built again.
+    pub misses_local: Counter,
+    /// Those of what the manifests of this build do not name.
+    pub misses_new: Counter,
     pub puts: Counter,
     pub bytes_in: Counter,
     pub saved_ms: Counter,
@@ -79,10 +83,6 @@ struct Log {
 }
 
 /// A wait that the session's clock bounds. Dropping it ends the wait.
-///
-/// What counts is the time in which at least one question waits: whatever a build does one after the
-/// other is delayed by no more than that. So each question may take all that is left, and together
-/// they take no more, as long as none outlives its deadline.
 #[derive(Debug)]
 pub struct Wait<'a> {
     session: &'a Session,
@@ -116,7 +116,7 @@ impl Session {
         Wait { session: self }
     }
 
-    /// Ask, wait or build; the wait that follows must not outlive the promise.
+    /// Ask, wait or build; the wait that follows must not outlive the decision's time.
     pub fn decide(
         &self,
         action: &Digest,
@@ -220,6 +220,13 @@ impl Session {
                 self.misses_policy.add(u64::from(*why == Why::Policy));
             }
         }
+    }
+
+    /// Counts what a miss has come to, now that it is built and its nature is known.
+    pub fn count_built(&self, action: &Digest, is_local: bool) {
+        let word = self.forecast.as_ref().map(|forecast| forecast.word(action, 0.0, 0.0));
+        self.misses_local.add(u64::from(is_local));
+        self.misses_new.add(u64::from(!is_local && matches!(word, Some(Known::Unlisted))));
     }
 
     /// Adds what a helper has answered by itself since its last report.

@@ -90,6 +90,9 @@ impl Summary {
     }
 }
 
+/// Of all lookups so many percent may miss before a build asks why: what a commit changes is new.
+const USUAL_MISSES: u64 = 20;
+
 /// Why a session had less help than it might have had. None: it had, or there is nobody to help.
 fn why_not(status: &Value, session: &Value) -> Option<String> {
     let number = |key: &str| session[key].as_u64().unwrap_or(0);
@@ -98,8 +101,11 @@ fn why_not(status: &Value, session: &Value) -> Option<String> {
     }
     let upstreams = status["upstream"].as_object().filter(|upstreams| !upstreams.is_empty())?;
     let misses = number("misses");
-    if misses + number("hits_upstream") == 0 || number("prefetched") > 0 {
+    if misses == 0 && number("hits_upstream") == 0 {
         return None;
+    }
+    if number("prefetched") > 0 {
+        return why_misses(status, session);
     }
     // One that has helped may have failed for a moment.
     let is_helping = number("hits_upstream") > 0;
@@ -116,10 +122,38 @@ fn why_not(status: &Value, session: &Value) -> Option<String> {
         Some("none") if !is_known("scope") || !is_known("commit") => {
             "no commit is known, so nothing is fetched ahead"
         }
-        _ if number("misses_policy") > misses / 2 => "policy: building is quicker than asking",
-        _ => return None,
+        _ => return why_misses(status, session),
     };
     Some(why.to_owned())
+}
+
+/// Why a build that there are manifests for has missed that much, if one reason explains most of it.
+fn why_misses(status: &Value, session: &Value) -> Option<String> {
+    let number = |key: &str| session[key].as_u64().unwrap_or(0);
+    let misses = number("misses").saturating_sub(number("misses_local"));
+    let lookups = misses + number("hits");
+    if misses * 100 <= lookups * USUAL_MISSES {
+        return None;
+    }
+    if number("misses_new") > misses / 2 {
+        return Some("most of what missed is new: nobody has built it".to_owned());
+    }
+    // What stays local is seldom asked for.
+    if number("misses_policy").saturating_sub(number("misses_local")) > misses / 2 {
+        let links = status["upstream"].as_object().into_iter().flat_map(|all| all.values());
+        let link = links.filter_map(link).next().map(|link| format!(" ({link})"));
+        let link = link.unwrap_or_default();
+        return Some(format!("policy: building is quicker than asking{link}"));
+    }
+    Some("the central cache did not give, or not in time, what its manifests name".to_owned())
+}
+
+/// How far an upstream is, as far as that is known.
+fn link(upstream: &Value) -> Option<String> {
+    let latency = upstream["latency_ms"]["p50"].as_f64().filter(|ms| *ms > 0.0)?;
+    let bandwidth = upstream["bandwidth_mbit"].as_f64().filter(|mbit| *mbit > 0.0);
+    let bandwidth = bandwidth.map(|mbit| format!(", {mbit:.0} Mbit/s"));
+    Some(format!("upstream: {latency:.0} ms{}", bandwidth.unwrap_or_default()))
 }
 
 fn trouble_with_gets(upstream: &Value) -> Option<String> {
@@ -211,11 +245,41 @@ mod tests {
             json!({"scope": "s", "commit": "c", "forecast": forecast, "misses": misses,
                    "misses_policy": misses_policy})
         };
+        // After a manifest that names some of what the build needs.
+        let ahead = |misses: u64, misses_policy: u64, hits: u64| {
+            json!({"scope": "s", "commit": "c", "forecast": "known", "prefetched": 500, "hits": hits,
+                   "misses": misses, "misses_policy": misses_policy,
+                   "misses_new": if misses > 800 { 800 } else { misses / 4 }})
+        };
+        let slow = json!({"c": {"state": "closed", "latency_ms": {"p50": 48.2},
+                                "bandwidth_mbit": 8.1}});
         let nowhere = json!({"scope": "", "commit": "", "forecast": "none", "misses": 1});
         let cases = [
             (&closed, aimed("nothing", 1, 0), Some("no manifest of this repository yet")),
             (&closed, aimed("loading", 1, 0), Some("manifests did not come in time")),
             (&closed, aimed("known", 3, 2), Some("policy: building is quicker than asking")),
+            (
+                &slow,
+                aimed("known", 3, 2),
+                Some("policy: building is quicker than asking (upstream: 48 ms, 8 Mbit/s)"),
+            ),
+            (&closed, ahead(900, 40, 600), Some("most of what missed is new: nobody has built it")),
+            (&closed, ahead(400, 300, 600), Some("policy: building is quicker than asking")),
+            (
+                &closed,
+                ahead(400, 150, 600),
+                Some("the central cache did not give, or not in time, what its manifests name"),
+            ),
+            // What each checkout has of its own has no share in it.
+            (
+                &closed,
+                json!({"scope": "s", "commit": "c", "forecast": "known", "prefetched": 500,
+                       "hits": 600, "misses": 400, "misses_local": 300, "misses_policy": 390,
+                       "misses_new": 20}),
+                None,
+            ),
+            // What a commit changes is new; that says nothing of the cache.
+            (&closed, ahead(100, 0, 600), None),
             (&closed, nowhere, Some("no commit is known, so nothing is fetched ahead")),
             (
                 &open,
@@ -228,7 +292,11 @@ mod tests {
                 Some("the central cache is of no help: the last 2 questions failed: 401"),
             ),
             (&one_of_two, aimed("nothing", 1, 0), Some("no manifest of this repository yet")),
-            (&closed, aimed("known", 3, 1), None),
+            (
+                &closed,
+                aimed("known", 3, 1),
+                Some("the central cache did not give, or not in time, what its manifests name"),
+            ),
             (&closed, aimed("nothing", 0, 0), None),
             (&json!({}), aimed("nothing", 1, 0), None),
         ];

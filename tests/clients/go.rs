@@ -54,6 +54,19 @@ impl<'a> Machine<'a> {
         command
     }
 
+    /// larder in `module`, as this machine's go has it.
+    fn larder(&self, module: &Path, args: &[&str]) -> Command {
+        let go = self.command(module, &[]);
+        let mut larder = Command::new(LARDER);
+        larder.current_dir(module).env_clear().args(args);
+        for (name, value) in go.get_envs() {
+            if let Some(value) = value.filter(|_| name != "GOCACHEPROG") {
+                larder.env(name, value);
+            }
+        }
+        larder
+    }
+
     /// Builds the program and returns its bytes, and what `-v` printed.
     fn build(&self, module: &Path) -> (Vec<u8>, String) {
         let program = self.home.path().join("program");
@@ -127,6 +140,12 @@ fn assert_asked(daemon: &TestDaemon, before: u64) {
 fn given_up(daemon: &TestDaemon) -> u64 {
     let stats = daemon.stats();
     ["policy", "deadline"].map(|why| number(&stats, &["requests", "go", "miss", why])).iter().sum()
+}
+
+/// Whether, beside what was to be compiled anew, no more packages were compiled than were not waited for.
+fn is_kept(daemon: &TestDaemon, said: &str, anew: &[&str]) -> bool {
+    let compiled = said.lines().filter(|line| !line.starts_with('#') && !anew.contains(line));
+    compiled.count() as u64 <= given_up(daemon)
 }
 
 fn misses(daemon: &TestDaemon) -> u64 {

@@ -94,6 +94,8 @@ impl Sessions {
             hits_upstream: Counter::default(),
             misses: Counter::default(),
             misses_policy: Counter::default(),
+            misses_local: Counter::default(),
+            misses_new: Counter::default(),
             puts: Counter::default(),
             bytes_in: Counter::default(),
             saved_ms: Counter::default(),

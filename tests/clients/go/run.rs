@@ -1,12 +1,10 @@
 //! `larder run` around the real go, and go's own cache beside larder.
 
-use std::fs;
-use std::process::Command;
-
 use super::{Machine, misses, number, walk, write_module};
-use crate::harness::LARDER;
-use crate::support::install;
-use crate::support::wait_for;
+use crate::support::cache_server::CacheServer;
+use crate::support::git::{Origin, has_git};
+use crate::support::{install, wait_for};
+use std::fs;
 
 #[test]
 fn run_says_what_larder_did_and_passes_the_exit_code_on() {
@@ -15,17 +13,8 @@ fn run_says_what_larder_did_and_passes_the_exit_code_on() {
     write_module(dir.path(), false);
     let machine = Machine::new(&go);
     let run = |args: &[&str]| {
-        let mut command = machine.command(dir.path(), &[]);
-        let mut larder = Command::new(LARDER);
-        larder.current_dir(dir.path()).env_clear();
-        for (name, value) in command.get_envs() {
-            if let Some(value) = value.filter(|_| name != "GOCACHEPROG") {
-                larder.env(name, value);
-            }
-        }
-        let _ = &mut command;
-        larder.env("LARDER_UPSTREAM_TOKEN", "canary-5up3r").arg("run").arg("--").args(args);
-        larder.output().unwrap()
+        let mut larder = machine.larder(dir.path(), &["run", "--"]);
+        larder.env("LARDER_UPSTREAM_TOKEN", "canary-5up3r").args(args).output().unwrap()
     };
     let go_bin = go.bin.to_str().unwrap();
     run(&[go_bin, "build", "./..."]);
@@ -52,6 +41,38 @@ fn run_says_what_larder_did_and_passes_the_exit_code_on() {
             );
         }
     }
+}
+
+/// A build of new code was told nothing of why it took as long as without larder, once anything at all
+/// had been fetched ahead.
+#[test]
+fn a_build_of_new_code_is_told_that_it_is_new() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    if !has_git() {
+        return;
+    }
+    let origin = Origin::new();
+    write_module(&origin.path(), false);
+    origin.commit();
+    let central = CacheServer::start();
+    let said = |flags: &str| {
+        let machine = Machine { upstream: Some(central.url()), ..Machine::new(&go) };
+        let work = origin.clone();
+        let mut command = machine.larder(&work, &["run", "--flush=1m", "--"]);
+        command.args([go.bin.to_str().unwrap(), "build", flags, "-o", "/dev/null", "."]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let _ = machine.home.larder(&["stop"]).output().unwrap();
+        said
+    };
+    let first = said("-gcflags=all=-N");
+    assert!(first.contains("; no manifest of this repository yet"), "{first}");
+    let again = said("-gcflags=all=-N");
+    assert!(again.contains(" fetched ahead"), "{again}");
+    assert!(!again.contains("no manifest") && !again.contains("is new"), "{again}");
+    let new = said("-gcflags=all=-l");
+    assert!(new.contains("; most of what missed is new: nobody has built it"), "{new}");
 }
 
 #[test]
