@@ -1,6 +1,9 @@
 //! What an upstream is like, learnt from its answers: latency, bandwidth, how often it has what it is
 //! asked for, what building costs, and how this machine's costs compare with the recorded ones.
 //!
+//! Hits are counted by kind of question and not by class: Go's ActionID does not tell a class, so that
+//! who asks does not know it. What a manifest lists has its own cost, which is of its class and more.
+//!
 //! Everything fades, by samples and with age, towards what is assumed of an upstream nobody knows.
 //! Times are passed in. `format` says how it is kept over a restart.
 

@@ -17,6 +17,7 @@ mod aims;
 mod damage;
 mod hostile;
 mod learns;
+mod order;
 pub(in crate::worker) mod support;
 mod waits;
 
