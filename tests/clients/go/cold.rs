@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use larder::manifest::trail::Trail;
 use serde_json::json;
 
 use super::{Machine, native, number, write_module};
 use crate::harness::{Home, TestDaemon};
 use crate::support::cache_server::{CacheServer, Fault};
-use crate::support::git::{Origin, git, has_git};
+use crate::support::git::{Origin, has_git};
 use crate::support::{install, wait_for};
 
 #[test]
@@ -103,16 +104,17 @@ fn a_shallow_clone_starts_from_the_manifest_of_its_parent() {
     let origin = Origin::new();
     write_module(&origin.path(), false);
     origin.commit();
-    let home = Home::new();
-    let central = home.daemon(&[]);
+    let central = CacheServer::start();
     let a = Machine::new(&go);
     let daemon = a.home.daemon(&["--upstream", &central.url()]);
-    let work = origin.clone();
-    // So that the trail of main knows nothing.
-    git(&work, &["checkout", "-q", "-b", "elsewhere"]);
-    a.build(&work);
+    a.build(&origin.clone());
     daemon.flush();
     drop(daemon);
+    // Nothing else leads to the parent's manifest.
+    let is_trail = |key: &String| Trail::decode(&central.object(key).unwrap()).is_ok();
+    let trails: Vec<String> = central.keys().into_iter().filter(is_trail).collect();
+    assert!(!trails.is_empty());
+    trails.iter().for_each(|key| central.remove(key));
 
     fs::write(origin.path().join("notes.txt"), "nothing that go reads\n").unwrap();
     let head = origin.commit();
@@ -217,5 +219,52 @@ fn what_a_killed_daemon_left_upstream_misleads_nobody() {
         daemon.flush();
         assert_eq!(daemon.control(&json!({"op": "verify"}))["bad_entries"], 0);
         assert!(round == 0 || said.is_empty(), "what B built is there for the next: {said}");
+    }
+}
+
+/// What `go list` reads of the standard library is in hundreds of indexes, which hold wherever the
+/// same toolchain is. They are told by how each version of go writes them, and travel whether go made
+/// them just now or had them in a cache of its own.
+#[test]
+fn what_every_version_has_listed_of_the_toolchain_is_not_read_again_on_a_cold_machine() {
+    if !has_git() {
+        return;
+    }
+    for go in install::GO_VERSIONS.into_iter().filter_map(install::go) {
+        for is_adopted in [false, true] {
+            let origin = Origin::new();
+            write_module(&origin.path(), false);
+            origin.commit();
+            let home = Home::new();
+            let central = home.daemon(&[]);
+            let list = |machine: &Machine<'_>, is_native: bool| {
+                let mut command = machine.command(&origin.clone(), &["list", "std"]);
+                if is_native {
+                    command.env_remove("GOCACHEPROG");
+                }
+                let output = command.output().unwrap();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                assert!(output.stdout.split(|byte| *byte == b'\n').count() > 200);
+            };
+            let a = Machine::new(&go);
+            let daemon = a.home.daemon(&["--upstream", &central.url()]);
+            if is_adopted {
+                list(&a, true);
+            }
+            list(&a, false);
+            daemon.flush();
+            let puts = number(&daemon.stats(), &["requests", "go", "puts"]);
+            let what = format!("go {}, adopted: {is_adopted}, {puts} puts", go.version);
+            assert!(puts > 200, "{what}");
+            drop(daemon);
+
+            let b = Machine::new(&go);
+            let daemon = b.home.daemon(&["--upstream", &central.url()]);
+            list(&b, false);
+            let session = &daemon.stats()["sessions"][0];
+            assert!(session["prefetched"].as_u64().unwrap() > 200, "{what}: {session}");
+            let made = number(&daemon.stats(), &["requests", "go", "puts"]);
+            assert!(made < 10, "{what}: {made} were made on a cold machine: {session}");
+        }
     }
 }

@@ -5,10 +5,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use larder::manifest;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::{Machine, asked, assert_asked, native, number, write_module};
+use super::{Machine, asked, assert_asked, is_kept, native, number, write_module};
 use crate::harness::{LARDER, TestDaemon};
+use crate::support::cache_server::CacheServer;
+use crate::support::git::{Origin, has_git};
 use crate::support::{self, install, wait_for};
 
 /// Stands before go's tools and lets no linker run while go lives: a build that cannot end by itself,
@@ -37,14 +40,16 @@ fn run(machine: &Machine<'_>, module: &Path) -> (Command, PathBuf) {
     (larder, program)
 }
 
-/// Processes with this in their environment: those of a build, whoever their parent is by now.
-fn processes_with(variable: &str) -> Vec<String> {
+/// Processes with this in their environment, and their words: those of a build, whoever their parent is
+/// by now.
+fn processes_with(variable: &str) -> Vec<(Pid, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
         if String::from_utf8_lossy(&environment).contains(variable) {
             let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            found.push(String::from_utf8_lossy(&words).replace('\0', " "));
+            let pid = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            found.extend(pid.map(|pid| (pid, String::from_utf8_lossy(&words).replace('\0', " "))));
         }
     }
     found
@@ -75,7 +80,7 @@ fn ended(machine: &Machine<'_>, module: &Path, daemon: &TestDaemon, end: fn(Pid)
     // The daemon stays, by design; go, its compilers and its helper do not.
     wait_for("all others to end", || {
         let left = processes_with(&home);
-        left.iter().all(|words| words.contains(" daemon ")).then_some(())
+        left.iter().all(|(_, words)| words.contains(" daemon ")).then_some(())
     });
     code
 }
@@ -110,6 +115,46 @@ fn a_termination_of_run_in_mid_build_ends_go_too() {
     });
     assert_eq!(code, Some(128 + 15));
     assert_green_afterwards(&machine, dir.path(), &daemon);
+}
+
+/// A runner that is cancelled takes all with it in the midst of a build: command, go, helper, daemon.
+#[test]
+fn a_runner_that_is_killed_before_its_session_ends_misleads_nobody() {
+    let Some(go) = install::go(install::GO_1_26) else { return };
+    if !has_git() {
+        return;
+    }
+    let origin = Origin::new();
+    write_module(&origin.path(), false);
+    origin.commit();
+    let central = CacheServer::start();
+    let a = Machine { upstream: Some(central.url()), ..Machine::new(&go) };
+    let (mut command, program) = run(&a, &origin.clone());
+    let mut child = command.spawn().unwrap();
+    central.wait_until("uploads", |central| central.keys().len() > 10);
+    let home = format!("LARDER_SOCKET={}", a.home.socket().display());
+    wait_for("nobody to be left", || {
+        let left = processes_with(&home);
+        for (pid, _) in &left {
+            // Ended already is fine.
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        left.is_empty().then_some(())
+    });
+    child.wait().unwrap();
+    assert!(!program.exists(), "it was still building");
+    let mut objects = central.keys().into_iter().filter_map(|key| central.object(&key));
+    assert!(!objects.any(|object| manifest::is_one(&object)), "the session was not over");
+    let expected = native(&go, &origin.clone());
+    for may_compile in [true, false] {
+        let b = Machine::new(&go);
+        let daemon = b.home.daemon(&["--upstream", &central.url()]);
+        let (program, said) = b.build(&origin.clone());
+        assert!(program == expected);
+        assert!(may_compile || is_kept(&daemon, &said, &[]), "{said}");
+        daemon.flush();
+        assert_eq!(daemon.control(&serde_json::json!({"op": "verify"}))["bad_entries"], 0);
+    }
 }
 
 #[test]
