@@ -141,7 +141,7 @@ impl Cache {
         Self {
             inner: Arc::new(Inner {
                 memory: Memory::new(limit),
-                absent: Absent::default(),
+                absent: Absent::new(clock.clone()),
                 confirmed: Confirmed::default(),
                 flights: Flights::default(),
                 frames: Frames::default(),

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use crate::entry::{Digest, Key, Kind, RealmId};
+use crate::units::Clock;
 
 /// Somebody may be building it right now.
 const ACTION_FOR: Duration = Duration::from_secs(2);
@@ -12,40 +13,35 @@ const ACTION_FOR: Duration = Duration::from_secs(2);
 const CONTENT_FOR: Duration = Duration::from_secs(5);
 const ENTRIES_MAX: u64 = 100_000;
 
-/// Keys that upstream said it does not have.
+/// Keys that upstream said it does not have, and when it said so, by the daemon's clock: a map's own
+/// would go on where the daemon's stands still.
 #[derive(Clone, Debug)]
 pub struct Absent {
-    actions: moka::sync::Cache<(RealmId, Key), ()>,
-    content: moka::sync::Cache<(RealmId, Key), ()>,
-}
-
-impl Default for Absent {
-    fn default() -> Self {
-        let make =
-            |ttl| moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(ttl).build();
-        Self { actions: make(ACTION_FOR), content: make(CONTENT_FOR) }
-    }
+    said: moka::sync::Cache<(RealmId, Key), Duration>,
+    clock: Clock,
 }
 
 impl Absent {
-    fn of(&self, key: &Key) -> &moka::sync::Cache<(RealmId, Key), ()> {
-        match key.kind {
-            Kind::Content => &self.content,
-            Kind::Action | Kind::Opaque | Kind::Go => &self.actions,
-        }
+    pub fn new(clock: Clock) -> Self {
+        Self { said: moka::sync::Cache::builder().max_capacity(2 * ENTRIES_MAX).build(), clock }
     }
 
     /// Content belongs to no realm, but each realm's upstream is asked by its own name.
     pub fn contains(&self, realm: RealmId, key: &Key) -> bool {
-        self.of(key).contains_key(&(realm, key.clone()))
+        let Some(said) = self.said.get(&(realm, key.clone())) else { return false };
+        let holds_for = match key.kind {
+            Kind::Content => CONTENT_FOR,
+            Kind::Action | Kind::Opaque | Kind::Go => ACTION_FOR,
+        };
+        self.clock.elapsed().saturating_sub(said) < holds_for
     }
 
     pub fn insert(&self, realm: RealmId, key: &Key) {
-        self.of(key).insert((realm, key.clone()), ());
+        self.said.insert((realm, key.clone()), self.clock.elapsed());
     }
 
     pub fn remove(&self, realm: RealmId, key: &Key) {
-        self.of(key).invalidate(&(realm, key.clone()));
+        self.said.invalidate(&(realm, key.clone()));
     }
 }
 
@@ -86,5 +82,30 @@ impl Confirmed {
     /// Upstream turned out to have lost it.
     pub fn remove(&self, realm: RealmId, key: &Key) {
         self.entries.invalidate(&(realm, key.in_realm(realm)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Timestamp;
+
+    /// It was so by real time: the same life of a simulated daemon came out in two ways.
+    #[test]
+    fn what_is_absent_is_so_for_seconds_of_the_daemons_clock() {
+        let clock = Clock::manual(Timestamp::from_seconds(1_000_000));
+        let absent = Absent::new(clock.clone());
+        let realm = RealmId([1; 16]);
+        let digest = Digest::of(b"x");
+        for (key, holds_for) in
+            [(Key::go(realm, digest), ACTION_FOR), (Key::content(digest), CONTENT_FOR)]
+        {
+            absent.insert(realm, &key);
+            clock.advance(holds_for.checked_sub(Duration::from_millis(1)).unwrap());
+            assert!(absent.contains(realm, &key));
+            assert!(!absent.contains(RealmId([2; 16]), &key), "another upstream may have it");
+            clock.advance(Duration::from_millis(1));
+            assert!(!absent.contains(realm, &key));
+        }
     }
 }
