@@ -10,9 +10,11 @@
 //! one that holds five times as much, and larder with another larder far away. The bound is computed,
 //! not built: the floor helper's warm build, then one stream of the outputs that the build uses, each
 //! as a zstd frame of level 3, through the same simulated network, and two round trips to learn of
-//! them. `--rows` leaves out rows that do not begin with one of its words. `nothing`: nothing can be gained (M4, `cold/nothing.rs`). `history`: commit after commit (M10,
-//! `cold/history.rs`), 20 of them, with `--long` 200. Without `--what`: module, stdcmd and nothing;
-//! with `--short` the module alone, and all smaller.
+//! them. `--rows` leaves out rows that do not begin with one of its words. Machines stay on disk until all
+//! links are measured: some 3 GB a round of stdcmd with all tarballs. `nothing`: nothing can be gained
+//! (M4, `cold/nothing.rs`). `history`: commit after commit (M10, `cold/history.rs`), 20 of them, with
+//! `--long` 200. Without `--what`: module, stdcmd and nothing; with `--short` the module alone, and all
+//! smaller.
 
 #[expect(dead_code, reason = "clients and servers that other benches use")]
 #[path = "../tests/support/mod.rs"]

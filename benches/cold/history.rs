@@ -3,7 +3,7 @@
 //!
 //! Upstream's bytes are what the network has seen of requests that bring something, heads included.
 //! Against them: every distinct output of all commits once, as a zstd frame of level 3, taken from a
-//! cache of go's own that has built all of them.
+//! cache of go's own that has built all of them, less the indexes that hold for one checkout.
 
 use std::fs;
 use std::path::Path;
@@ -100,9 +100,12 @@ pub(crate) fn measure(options: &Options, runner: &Runner<'_>) {
     let name = "the default branch; only the manifest of that other branch";
     fresh_machine(runner, &terms, &case(name, MAIN, "native other", &other), &mut table);
     for number in commits..commits + LATER {
-        runner.module.edit(runner.module.edited(number), number);
+        runner.module.edit(runner.module.packages - 1 - number % LATER, number);
     }
-    let name = "ten commits after the newest manifest";
+    let name = "ten commits after the newest manifest, in packages that few others use";
+    fresh_machine(runner, &terms, &case(name, MAIN, "native", &central), &mut table);
+    runner.module.edit(DEEP, commits + LATER);
+    let name = "one more, in the package that nearly all use";
     fresh_machine(runner, &terms, &case(name, MAIN, "native", &central), &mut table);
     table.print();
 }
@@ -121,7 +124,9 @@ fn grow(runner: &Runner<'_>, central: &Daemon, link: Link, commits: usize) {
         }
     }
     let native = runner.clone("native", MAIN);
-    let lens = builds::outputs(&native.gocache()).iter().map(|path| frame(path).len() as u64).sum();
+    let outputs = builds::outputs(&native.gocache()).into_iter();
+    let shared = outputs.filter(|path| !is_index_of_checkout(path));
+    let lens = shared.map(|path| frame(&path).len() as u64).sum();
     let (sent, distinct): (u64, u64) =
         (all.iter().map(|(_, totals)| totals.brought_bytes).sum(), lens);
     let mut table = Table::new(
@@ -159,6 +164,13 @@ fn grow(runner: &Runner<'_>, central: &Daemon, link: Link, commits: usize) {
         precision,
     ]);
     table.print();
+}
+
+/// An index of the module's own packages, which holds for one checkout and is sent to nobody.
+fn is_index_of_checkout(path: &Path) -> bool {
+    let output = fs::read(path).expect("an output can be read");
+    let module = b"example.com/bench/";
+    output.starts_with(b"go index") && output.windows(module.len()).any(|part| part == module)
 }
 
 /// A fresh machine builds the tip of a branch and waits for its uploads.
