@@ -19,7 +19,7 @@ use crate::manifest::fields::{
     put_text, put_varint, seal,
 };
 use crate::manifest::pack::PACK_MAX;
-use crate::manifest::{FormatError, PackRef};
+use crate::manifest::{FormatError, Manifest, PackRef};
 use crate::units::Timestamp;
 
 /// What stands for the branch in the trail of the scope, which has a key of its own: every session is
@@ -43,7 +43,7 @@ const NEWEST: usize = 8;
 /// have become less.
 pub const LEADS_NS: u64 = 14 * 86_400 * 1_000_000_000;
 /// What covers a smaller part of what another does is of a part of the build.
-pub const PARTIAL: f64 = 0.8;
+const PARTIAL: f64 = 0.8;
 
 /// Shortest and longest encoding of a row, its packs aside.
 const ROW_LEN_MIN: usize = 1 + 6;
@@ -180,14 +180,34 @@ fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
 }
 
 impl TrailRow {
+    /// Of the session that has written this.
+    pub fn of(manifest: &Manifest) -> Self {
+        Self {
+            commit: manifest.commit.clone(),
+            written: manifest.written,
+            writer: manifest.writer.clone(),
+            rows: u32::try_from(manifest.rows.len()).unwrap_or(u32::MAX),
+            bytes: manifest.bytes_by_pack().iter().sum(),
+            complete: manifest.complete,
+            packs: manifest.packs.clone(),
+        }
+    }
+
+    /// Whether it covers much less than another: fewer entries, and fewer bytes. A first build names each
+    /// output twice, under keys that those after it do not ask for.
     pub fn is_part_of(&self, other: &Self) -> bool {
-        f64::from(self.rows) < f64::from(other.rows) * PARTIAL
+        is_part(f64::from(self.rows), f64::from(other.rows))
+            && (other.bytes == 0 || is_part(self.bytes as f64, other.bytes as f64))
     }
 
     /// Complete first, then more rows, then newer; the rest only decides, the same for everyone.
     fn fullness(&self) -> impl Ord + '_ {
         (self.complete, self.rows, self.written, self.bytes, &self.writer, &self.packs)
     }
+}
+
+fn is_part(some: f64, all: f64) -> bool {
+    some < all * PARTIAL
 }
 
 fn put_packs(packs: &[PackRef], numbers: &mut Numbers<PackRef>, out: &mut Vec<u8>) {

@@ -218,7 +218,7 @@ async fn add(
         None => manifest,
     };
     merged.complete |= is_complete(&merged, &trail, expected);
-    let row = row_of(&merged);
+    let row = TrailRow::of(&merged);
     put(upstream, &head, merged.encode()).await?;
     // A hint for builds that have no other: neither a fault nor another version's holds anything up.
     let hint = async {
@@ -287,21 +287,12 @@ async fn put(upstream: &Upstream, name: &Name, bytes: Vec<u8>) -> Result<(), Bac
 /// Whether a build has used about as much as was expected of it, and as the fullest one that the trail
 /// knows. Where there is nothing to compare it with, it may have broken off.
 fn is_complete(manifest: &Manifest, trail: &Trail, expected: usize) -> bool {
-    let fullest = trail.current().map(|row| row.rows).max().unwrap_or(0);
-    let wanted = f64::from(fullest).max(expected as f64) * COMPLETE;
-    wanted > 0.0 && manifest.rows.len() as f64 >= wanted
-}
-
-fn row_of(manifest: &Manifest) -> TrailRow {
-    TrailRow {
-        commit: manifest.commit.clone(),
-        written: manifest.written,
-        writer: manifest.writer.clone(),
-        rows: u32::try_from(manifest.rows.len()).unwrap_or(u32::MAX),
-        bytes: manifest.bytes_by_pack().iter().sum(),
-        complete: manifest.complete,
-        packs: manifest.packs.clone(),
-    }
+    let row = TrailRow::of(manifest);
+    let fullest = trail.current().map(|other| other.rows).max().unwrap_or(0);
+    let is_enough = |rows: u32| f64::from(rows) >= expected as f64 * COMPLETE;
+    expected.max(fullest as usize) > 0
+        && (is_enough(row.rows) || is_enough(fullest))
+        && trail.current().all(|other| !row.is_part_of(other))
 }
 
 #[cfg(test)]

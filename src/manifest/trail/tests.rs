@@ -133,6 +133,18 @@ fn many_builds_of_a_part_neither_hide_nor_push_out_the_one_of_all() {
     }
 }
 
+/// What a first build puts it names under two keys each, and those after it ask for one.
+#[test]
+fn fewer_entries_of_as_many_bytes_are_no_part() {
+    let first = TrailRow { rows: 1900, bytes: 37_000, ..row(0) };
+    let next = TrailRow { rows: 1100, bytes: 36_900, ..row(1) };
+    assert!(!next.is_part_of(&first));
+    assert!(TrailRow { bytes: 20_000, ..next.clone() }.is_part_of(&first));
+    let nine = (1..10).map(|n| TrailRow { rows: 1100, bytes: 36_900, ..row(n) });
+    let trail = of([first]).merge(of(nine));
+    assert_eq!(trail.best().unwrap().rows, 1100, "{trail:?}");
+}
+
 #[test]
 fn what_is_built_may_become_less_for_good() {
     for complete in [false, true] {

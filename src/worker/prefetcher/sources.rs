@@ -16,7 +16,7 @@ use crate::cache::fresh::PARTS_MAX;
 use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId};
-use crate::manifest::trail::{self, PARTIAL, Trail, TrailRow};
+use crate::manifest::trail::{self, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest, Place};
 
 /// What default branches are called.
@@ -76,10 +76,9 @@ async fn of_realm(
     };
     let best = best_of(&trails);
     let mut found: Vec<Manifest> = head.into_iter().chain(parents).collect();
-    let rows = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
-    // One of a part of what its trail has seen would hide a fuller one.
-    let is_partial = |seen: u32| (rows as f64) < f64::from(seen) * PARTIAL;
-    if let Some(best) = best.filter(|best| is_partial(best.rows)) {
+    // Those of a part of what their trail has seen would hide a fuller one.
+    let is_partial = |best: &&TrailRow| found.iter().all(|m| TrailRow::of(m).is_part_of(best));
+    if let Some(best) = best.filter(is_partial) {
         found.extend(asked.best_manifest(best, &trails).await);
     }
     if found.is_empty()
