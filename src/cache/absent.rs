@@ -12,6 +12,8 @@ const ACTION_FOR: Duration = Duration::from_secs(2);
 /// Content that nobody has is asked for again only after an action was fetched again.
 const CONTENT_FOR: Duration = Duration::from_secs(5);
 const ENTRIES_MAX: u64 = 100_000;
+/// After so long of real time the memory for what no longer counts is given back.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// Keys that upstream said it does not have, and when it said so, by the daemon's clock: a map's own
 /// would go on where the daemon's stands still.
@@ -23,7 +25,8 @@ pub struct Absent {
 
 impl Absent {
     pub fn new(clock: Clock) -> Self {
-        Self { said: moka::sync::Cache::builder().max_capacity(2 * ENTRIES_MAX).build(), clock }
+        let said = moka::sync::Cache::builder().max_capacity(ENTRIES_MAX).time_to_live(KEPT_FOR);
+        Self { said: said.build(), clock }
     }
 
     /// Content belongs to no realm, but each realm's upstream is asked by its own name.

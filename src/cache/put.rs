@@ -128,10 +128,17 @@ impl Cache {
     pub(super) fn has_room(&self, size: u64) -> bool {
         let has = self.inner.store.has_room(size);
         if !has {
-            self.inner.store.wish(size);
             self.inner.room.notify_one();
         }
         has
+    }
+
+    /// The same for what somebody puts or asks for now: room is made for it, whatever must go.
+    pub(super) fn has_room_now(&self, size: u64) -> bool {
+        if !self.inner.store.has_room(size) {
+            self.inner.store.wish(size);
+        }
+        self.has_room(size)
     }
 
     pub(super) fn want_room(&self) {
@@ -236,7 +243,7 @@ enum To {
 impl<'a> Writer<'a> {
     fn new(cache: &'a Cache, announced: Option<u64>) -> Self {
         let size = announced.unwrap_or(0);
-        let to = if cache.has_room(size) {
+        let to = if cache.has_room_now(size) {
             To::Store(cache.inner.store.stage_of(size))
         } else {
             To::Nowhere(StoreError::Full, Hasher::default())
@@ -247,7 +254,7 @@ impl<'a> Writer<'a> {
     async fn write(&mut self, pieces: Vec<Bytes>) {
         let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         self.to = match std::mem::replace(&mut self.to, To::Lost) {
-            To::Store(staged) if self.cache.has_room(staged.len() + more) => {
+            To::Store(staged) if self.cache.has_room_now(staged.len() + more) => {
                 self.store(staged, pieces, more).await
             }
             // A body that did not say its length has outgrown the disk: its file goes at once.
