@@ -148,8 +148,10 @@ pub fn decide(
     if share_ms < LEAST_MS || plan.expected_ms >= gain_ms && !is_near {
         return decline(known, upstream);
     }
-    // Waiting as long as building would have taken costs at most twice the better choice.
-    let late_ms = if plan.step == Step::Wait { plan.late_ms.max(cost_ms) } else { plan.late_ms };
+    // Waiting as long as building would have taken costs at most twice the better choice, where it is
+    // known to be there: the last of a package that hits may have to wait for the link.
+    let is_there = matches!(known, Known::Coming { .. } | Known::Listed { .. });
+    let late_ms = if is_there { plan.late_ms.max(cost_ms) } else { plan.late_ms };
     let most_ms = if plan.is_blind && plan.step == Step::Ask {
         share_ms.min(CURIOUS_MS)
     } else {

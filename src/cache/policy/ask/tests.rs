@@ -59,7 +59,7 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
     let slow = |speed| Case { known: listed(15, 125_000), speed, ..BASE };
     let rate = |hit_rate| Case { upstream: Upstream { hit_rate, ..NEAR }, ..BASE };
     check(vec![
-        ("a package", BASE, ask(84)),
+        ("a package", BASE, ask(400)),
         ("costs less than a round trip", Case { known: listed(15, 0), ..BASE }, Decision::Build),
         ("costs a little more", Case { known: listed(22, 100), ..BASE }, ask(81)),
         ("a machine three times slower", slow(3.0), ask(84)),
@@ -85,11 +85,11 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
             Case { known: listed(90_000, 2_000_000_000), ..BASE },
             Decision::Build,
         ),
-        ("cost not measured, as typical", Case { known: listed(0, 0), ..BASE }, ask(80)),
+        ("cost not measured, as typical", Case { known: listed(0, 0), ..BASE }, ask(200)),
         (
             "nor is anything typical",
             Case { known: listed(0, 0), typical_cost_ms: 0, ..BASE },
-            ask(80),
+            ask(200),
         ),
         (
             "typical is too little",
@@ -97,11 +97,11 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
             Decision::Build,
         ),
         ("upstream lost most of it", rate(0.04), Decision::Build),
-        ("and half of it", rate(0.5), ask(84)),
+        ("and half of it", rate(0.5), ask(400)),
         ("a rate that is none", rate(f64::NAN), Decision::Build),
         (
             "noise on a near upstream",
-            Case { upstream: Upstream { latency_ms: 1.0, ..NEAR }, ..BASE },
+            Case { known: listed(5, 1000), upstream: Upstream { latency_ms: 1.0, ..NEAR }, ..BASE },
             ask(25),
         ),
     ]);
@@ -114,7 +114,7 @@ fn the_clock_cuts_every_deadline() {
     let spent = Account { waited_ms: 5_000, saved_ms: 4_000 };
     let probing = Upstream { declined: 64, ..NEAR };
     check(vec![
-        ("a fresh session", with(FRESH), ask(84)),
+        ("a fresh session", with(FRESH), ask(400)),
         ("the rest of the second", with(left(50)), ask(50)),
         ("less than a question takes", with(left(20)), Decision::Build),
         ("nothing", with(left(0)), Decision::Build),
