@@ -264,6 +264,7 @@ impl Attempt {
                 realm: self.realm.clone(),
                 upstream: self.upstream.clone(),
                 uploads: self.uploads.clone(),
+                boarded: self.boarded.clone(),
             };
             let output = (entry.digest, entry.size);
             let packed = packer.send(&route, output, (digest, frame)).await?;

@@ -5,6 +5,7 @@
 //! the process is still owed.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::worker::uploader::Uploads;
 
 /// A pack that is not full waits so long for more, unless somebody waits for the uploads.
 const LINGER: Duration = Duration::from_secs(4);
-/// Then a pause of this length is enough.
+/// Then a pause of this length is enough, and also when nobody else can board.
 const HURRY: Duration = Duration::from_millis(30);
 /// Frames that wait for their packs.
 pub(super) const WAITING_MAX: usize = 192;
@@ -105,6 +106,8 @@ pub(super) struct Route {
     pub(super) realm: Arc<Realm>,
     pub(super) upstream: Upstream,
     pub(super) uploads: Arc<Uploads>,
+    /// Attempts to this upstream that wait for a pack, of whichever realm.
+    pub(super) boarded: Arc<AtomicUsize>,
 }
 
 /// A pack with those who wait for it.
@@ -146,7 +149,10 @@ async fn fill(
     let mut begun = Instant::now();
     let mut last = begun;
     while writer.len() < packer.target(route.realm.id).max(1) {
-        let due = if *hurried.borrow_and_update() { last + HURRY } else { begun + LINGER };
+        let is_awaited = *hurried.borrow_and_update();
+        // Small frames take all places before they fill a pack, and then nothing else goes up.
+        let is_crowded = route.boarded.load(Ordering::Relaxed) >= WAITING_MAX;
+        let due = if is_awaited || is_crowded { last + HURRY } else { begun + LINGER };
         tokio::select! {
             biased;
             next = boarding.recv() => {

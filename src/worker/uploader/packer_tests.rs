@@ -8,7 +8,8 @@ use crate::backend::memory::MemoryBackend;
 use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Space, Upload};
 use crate::entry::Digest;
 use crate::entry::action::{Frame, GoEntry, upstream_key};
-use crate::worker::uploader::bench::{Bench, name, noise, upstream};
+use crate::worker::uploader::bench::{Bench, name, noise, until, upstream};
+use crate::worker::uploader::packer::LINGER;
 use crate::worker::{Flushed, Workers};
 
 const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
@@ -32,6 +33,23 @@ async fn an_upstream_that_takes_no_large_bodies_is_sent_smaller_packs_then_none(
         }
         bench.close(&cache).await;
     }
+}
+
+/// Attempts that wait for their packs took all places before a pack of small frames was full, and each
+/// time nothing went up for four seconds.
+#[tokio::test(start_paused = true)]
+async fn small_frames_that_take_all_places_do_not_wait_for_more() {
+    let bench = Bench::new();
+    let cache = bench.cache(&bench.open());
+    let outputs: Vec<Vec<u8>> = (0..1000).map(|n| noise(20_000 + n)).collect();
+    bench.put_outputs(&cache, &outputs);
+    let began = tokio::time::Instant::now();
+    let workers = Workers::start(&cache);
+    until(|| cache.store().owed_entries() == 0).await;
+    let took = began.elapsed();
+    assert!(took < 2 * LINGER, "{took:?}: only the last pack may wait to be filled");
+    drop(workers);
+    bench.close(&cache).await;
 }
 
 /// Takes no body over a size.
