@@ -24,19 +24,24 @@ impl Cache {
     ) -> End {
         let began = self.inner.clock.elapsed();
         let value = self.fetch_small(upstream, name, GO_VALUE_MAX).await;
-        let is_hit = match &value {
-            Ok(_) => Ok(true),
-            Err(End::Failed(Why::Absent)) => Ok(false),
-            Err(End::Failed(why)) => Err(*why),
-            Err(End::Stored(_) | End::Held(..)) => Err(Why::Fault),
-        };
         let took = self.inner.clock.elapsed().saturating_sub(began);
-        self.learn_answer(upstream, key, question, is_hit, took);
-        let value = match value {
-            Ok(value) => value,
-            Err(end) => return end,
+        let (is_hit, end) = match value {
+            Ok(value) => {
+                let end = self.take_go(upstream, name, key, &value).await;
+                // An action whose frame is gone is as good as absent.
+                (Ok(!matches!(end, End::Failed(Why::Absent))), end)
+            }
+            Err(End::Failed(Why::Absent)) => (Ok(false), End::Failed(Why::Absent)),
+            Err(End::Failed(why)) => (Err(why), End::Failed(why)),
+            Err(end @ (End::Stored(_) | End::Held(..))) => (Err(Why::Fault), end),
         };
-        let entry = match GoEntry::decode(&value) {
+        self.learn_answer(upstream, key, question, is_hit, took);
+        end
+    }
+
+    /// The output that an action names, kept.
+    async fn take_go(&self, upstream: &Upstream, name: &Name, key: &Key, value: &[u8]) -> End {
+        let entry = match GoEntry::decode(value) {
             Ok(entry) if Id::Digest(entry.action) == key.id => entry,
             Ok(entry) => {
                 let error = "the answer to another action";

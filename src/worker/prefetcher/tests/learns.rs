@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::support::{Machine, Output, output};
+use super::support::{Machine, Output, contents, output};
 use crate::backend::memory::MemoryBackend;
 use crate::cache::policy::group::subkey;
 use crate::cache::policy::statistics::{Kind, Statistics};
@@ -60,6 +60,24 @@ async fn what_an_action_has_printed_is_a_question_about_what_is_listed() {
     assert_eq!(answers(&after), [true, true]);
     let same = |s: &Statistics| s.estimate(Kind::NoManifest, now).answers;
     assert!((same(&before) - same(&after)).abs() < 0.1);
+    b.end(&session);
+    b.close().await;
+}
+
+/// An action is there, and its pack has been removed: that counted as a hit, so each such key was asked
+/// for in vain, with two requests.
+#[tokio::test(start_paused = true)]
+async fn an_action_whose_frame_is_gone_counts_as_absent() {
+    let built: Vec<_> = (0..5).map(|n| output(n, 30_000)).collect();
+    let b = without_a_manifest(&built).await;
+    for pack in contents(&b.bench.backend) {
+        b.bench.backend.remove(&pack);
+    }
+    let session = b.begin("c1");
+    b.settled(&session).await;
+    assert_eq!(b.hits(Some(&session), &built).await, 0);
+    let of_new = b.cache.statistics_of("main").estimate(Kind::NoManifest, b.cache.clock().now());
+    assert!(of_new.answers > 0.5 && of_new.hit_rate < 0.3, "{of_new:?}");
     b.end(&session);
     b.close().await;
 }
