@@ -1,16 +1,22 @@
 //! Ask, wait or build: what to do about a key that is not on this machine, while a build waits.
 //!
-//! Asking pays if what an answer saves, times how likely it is, is more than the wait for it. One
-//! clock (`waiting`) bounds a session's waiting: what its hits have saved and a second. It runs while
-//! at least one question waits, so each may be granted all that is left, and none more.
+//! Asking pays if what an answer saves, times how likely it is, is more than the wait for it, the more
+//! the less time is left. One clock (`waiting`) bounds a session's waiting: what its hits have saved and
+//! a second. It runs while at least one question waits, so each may be granted all that is left, and
+//! none more.
 
 use crate::cache::FETCH_WAIT;
+use crate::entry::action::INLINE_MAX;
 
 /// What a session may wait for the network before any hit has saved anything.
 pub const GRACE_MS: u64 = 1000;
+/// With less than this left, a question has to pay more than it costs, and in the end so many times as
+/// much: a build asks first for what costs little, and hits are all that fill the clock again.
+const SCARCE_MS: u64 = 500;
+const PRICE_MAX: f64 = 3.0;
 /// A shorter deadline is spent on the way to the network and back to the build.
 const LEAST_MS: u64 = 10;
-/// What an answer may take, as a multiple of what is expected: most late ones are within it.
+/// What an answer may take at least, as a multiple of what is expected: most late ones are within it.
 const PATIENCE: f64 = 4.0;
 /// Scheduling alone may take this long on a busy machine.
 const NOISE_MS: f64 = 25.0;
@@ -145,13 +151,19 @@ pub fn decide(
     };
     // Next door a question costs less than it is to guess wrongly; the clock bounds them all.
     let is_near = !plan.is_blind && plan.expected_ms <= NEAR_MS && rate_of(upstream) >= HOPE;
-    if share_ms < LEAST_MS || plan.expected_ms >= gain_ms && !is_near {
+    let price = price_of(account.left_ms());
+    if share_ms < LEAST_MS || plan.expected_ms * price >= gain_ms && !is_near {
         return decline(known, upstream);
     }
     // Waiting as long as building would have taken costs at most twice the better choice, where it is
-    // known to be there: the last of a package that hits may have to wait for the link.
-    let is_there = matches!(known, Known::Coming { .. } | Known::Listed { .. });
-    let late_ms = if is_there { plan.late_ms.max(cost_ms) } else { plan.late_ms };
+    // known to be there: the last of a package that hits may have to wait for the link. One silent
+    // answer is not to take all the time that is left.
+    let worth_ms = match known {
+        Known::Coming { .. } => cost_ms,
+        Known::Listed { .. } => cost_ms.min(share_ms as f64 / 2.0),
+        Known::Unlisted | Known::NoManifest => 0.0,
+    };
+    let late_ms = plan.late_ms.max(worth_ms);
     let most_ms = if plan.is_blind && plan.step == Step::Ask {
         share_ms.min(CURIOUS_MS)
     } else {
@@ -166,6 +178,12 @@ pub fn decide(
         Step::Wait => Decision::Wait { most_ms },
         Step::Ask => Decision::Ask { most_ms },
     }
+}
+
+/// What a millisecond of waiting has to gain.
+fn price_of(left_ms: u64) -> f64 {
+    let spent = SCARCE_MS.saturating_sub(left_ms);
+    1.0 + (PRICE_MAX - 1.0) * spent as f64 / SCARCE_MS as f64
 }
 
 /// A build it is, now and then with a question behind its back.
@@ -200,9 +218,17 @@ fn plan(known: &Known, upstream: &Upstream) -> Option<Plan> {
         Known::Unlisted | Known::NoManifest => (TYPICAL_BYTES, LARGE_BYTES),
     };
     let mut singly = asking(upstream, bytes, large, is_blind);
-    if let Known::Unlisted | Known::NoManifest = known {
+    let latency_ms = latency_of(upstream, is_blind);
+    match known {
         // A package that hits has its output asked for next.
-        singly.expected_ms += rate_of(upstream) * latency_of(upstream, is_blind);
+        Known::Unlisted | Known::NoManifest => singly.expected_ms += rate_of(upstream) * latency_ms,
+        // The action says where the frame is.
+        Known::Listed { frame_bytes, .. } if *frame_bytes > INLINE_MAX as u64 => {
+            singly.expected_ms += rate_of(upstream) * latency_ms;
+            singly.hit_ms += latency_ms;
+            singly.late_ms += latency_ms * PATIENCE;
+        }
+        Known::Listed { .. } | Known::Coming { .. } => {}
     }
     match *known {
         Known::Unlisted if is_blind => None,

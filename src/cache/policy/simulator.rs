@@ -11,6 +11,7 @@ use crate::cache::policy::group::{Groups, Member, Needs, subkey};
 use crate::cache::policy::statistics::{Kind, Statistics};
 use crate::cache::policy::waiting::Waiting;
 use crate::entry::Digest;
+use crate::entry::action::INLINE_MAX;
 use crate::units::{Random, Timestamp};
 
 mod tests;
@@ -264,7 +265,9 @@ impl<'a> Game<'a> {
         if !is_hit {
             return (head, false);
         }
-        let starts = head.max(self.link_free);
+        // The action says where a longer frame is.
+        let apart = if bytes > INLINE_MAX as u64 { latency_ms } else { 0.0 };
+        let starts = (head + apart).max(self.link_free);
         let ms = bytes as f64 / bytes_per_ms;
         if matches!(self.upstream, Upstream::Trickle) && ms > TRICKLE_MS {
             let end = head + TRICKLE_MS;
@@ -273,7 +276,7 @@ impl<'a> Game<'a> {
             return (end, false);
         }
         self.link_free = starts + ms;
-        self.seen.push((starts + ms, Seen::Transfer { bytes, ms: starts + ms - head }));
+        self.seen.push((starts + ms, Seen::Transfer { bytes, ms: starts + ms - head - apart }));
         (starts + ms, true)
     }
 

@@ -62,7 +62,7 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
         ("a package", BASE, ask(400)),
         ("costs less than a round trip", Case { known: listed(15, 0), ..BASE }, Decision::Build),
         ("costs a little more", Case { known: listed(22, 100), ..BASE }, ask(81)),
-        ("a machine three times slower", slow(3.0), ask(84)),
+        ("a machine three times slower", slow(3.0), ask(164)),
         ("a machine three times faster", slow(0.33), Decision::Build),
         ("slower by a number that is none", slow(f64::NAN), Decision::Build),
         (
@@ -73,7 +73,7 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
         (
             "a large body that is worth it",
             Case { known: listed(4_000, 125_000_000), ..BASE },
-            ask(4_080),
+            ask(4_160),
         ),
         (
             "nobody may wait longer",
@@ -111,12 +111,19 @@ fn what_is_listed_is_asked_for_if_that_is_faster_than_building() {
 fn the_clock_cuts_every_deadline() {
     let left = |left: u64| Account { waited_ms: 1000 - left, ..FRESH };
     let with = |account| Case { account, ..BASE };
+    let little = |ms| Case {
+        known: Known::Listed { cost_ms: 45, frame_bytes: 100 },
+        account: left(ms),
+        ..BASE
+    };
     let spent = Account { waited_ms: 5_000, saved_ms: 4_000 };
     let probing = Upstream { declined: 64, ..NEAR };
     check(vec![
         ("a fresh session", with(FRESH), ask(400)),
         ("the rest of the second", with(left(50)), ask(50)),
         ("less than a question takes", with(left(20)), Decision::Build),
+        ("what pays little, with half of it left", little(500), ask(81)),
+        ("what pays little, with a tenth", little(100), Decision::Build),
         ("nothing", with(left(0)), Decision::Build),
         ("all saved is spent", with(spent), Decision::Build),
         ("a probe needs no time", Case { upstream: probing, ..with(spent) }, Decision::Probe),

@@ -5,13 +5,14 @@
 //!
 //! ```text
 //!           never   always   no manifest   half listed   listed   streamed
-//!   5 ms    161.3     79.7          77.9          81.7     75.6       73.8
-//!  20 ms    161.3     96.1          90.9          89.8     79.5       73.8
-//!  50 ms    161.3    128.9         112.2         103.4     85.7       73.8
+//!   5 ms    161.3     80.8          79.0          82.7     76.7       73.8
+//!  20 ms    161.3    100.6          95.2          93.1     83.6       73.8
+//!  50 ms    161.3    140.6         122.3         112.6     93.0       73.8
+//! 100 ms    161.3    207.3         161.6         142.9    102.7       73.8
 //! ```
 //!
-//! Where everything is there, 50 ms away, and nobody knows, the clock ends it early: the first rows save
-//! less than is waited for them. Two lanes take 160 s so, instead of 65.
+//! Where much is waited for little, at 100 ms or with sixteen lanes that share what a hit saves, the clock
+//! ends it early: all is there and nobody knows, 100 ms away, and sixteen lanes take 36 s instead of 25.
 
 use super::*;
 
@@ -125,8 +126,9 @@ fn on_two_cores_it_is_as_fast_as_asking_always_where_half_is_known_or_upstream_i
     let rows = session(SESSION);
     let far = [50.0, 100.0].map(|latency_ms| (latency_ms, Manifest::Lists(0.5)));
     let near = [5.0, 20.0].map(|latency_ms| (latency_ms, Manifest::Lists(0.5)));
-    let unknown = [5.0, 20.0].map(|latency_ms| (latency_ms, Manifest::None));
-    for (latency_ms, manifest) in [far, near, unknown].concat() {
+    // Before waiting had a price, the first rows, which cost little, used up the clock 50 ms away.
+    let unknown = [5.0, 20.0, 50.0].map(|latency_ms| (latency_ms, Manifest::None));
+    for (latency_ms, manifest) in [&far[..], &near, &unknown].concat() {
         let always = play(&rows, well(latency_ms, 1.0), Policy::Always, 2);
         let larder = play(&rows, well(latency_ms, 1.0), Policy::Larder(manifest), 2);
         assert!(larder.wall_ms <= always.wall_ms * 1.05, "{latency_ms} {manifest:?} {larder:?}");
@@ -154,7 +156,8 @@ fn where_some_is_there_it_is_faster_than_asking_always_and_never() {
         &[Manifest::Lists(1.0), Manifest::Streams],
         |name, never, always, larder| {
             assert!(larder.wall_ms < never.wall_ms * 0.97, "{name}");
-            assert!(larder.wall_ms < always.wall_ms, "{name}");
+            // Sixteen lanes that ask always know no clock.
+            assert!(larder.wall_ms < always.wall_ms * 1.02, "{name}");
         },
     );
     let upstreams = [well(20.0, 0.3), well(20.0, 0.6), well(50.0, 0.6)];
