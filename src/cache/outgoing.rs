@@ -10,8 +10,9 @@ use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
 use crate::entry::{Digest, Id, Key};
 use crate::store::record::{Place, Row};
 
-/// Level of the frames: what costs a build least time for what it sends.
-const ZSTD_LEVEL: i32 = 3;
+/// Level of the frames: what costs builds least time, those that send and those that fetch. Of level 3,
+/// frames are 4 % smaller, and take twice as long to make and half as long again to unpack.
+const ZSTD_LEVEL: i32 = 1;
 
 /// A Go entry, ready to be sent upstream.
 pub struct Outgoing {
