@@ -1,6 +1,9 @@
-//! What CI systems say of the build in the environment. One table; the environment is passed in.
+//! What CI systems say of the build in the environment. One table; the environment is passed in. One file
+//! is read, where a system says only there whose branch it builds.
 
-use super::{branch_name, name, object_id, scope_of_url};
+use std::path::Path;
+
+use super::{branch_name, name, object_id, read, scope_of_url};
 
 /// What a CI system says. None where it says nothing, or is none that is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,12 +44,14 @@ const SYSTEMS: [System; 5] = [
         commit: "GITHUB_SHA",
         branch: |variable| {
             let is_tag = variable("GITHUB_REF_TYPE").is_some_and(|kind| kind == "tag");
-            // Of a pull request the second one says `12/merge`.
-            let pushed = || variable("GITHUB_REF_NAME").filter(|_| !is_tag);
-            // One from the branch of a fork that is called as the one that it is to go into is not
-            // of that one.
-            let target = variable("GITHUB_BASE_REF");
-            variable("GITHUB_HEAD_REF").filter(|head| Some(head) != target.as_ref()).or_else(pushed)
+            let pushed = variable("GITHUB_REF_NAME").filter(|_| !is_tag);
+            let Some(change) = variable("GITHUB_HEAD_REF") else { return pushed };
+            if is_of_github_repository(variable) {
+                return Some(change);
+            }
+            // A fork's branches may be called as ours: its change is `12/merge`. Where its target is
+            // said in place of that, it is of no branch.
+            pushed.filter(|name| Some(name) != variable("GITHUB_BASE_REF").as_ref())
         },
         default_branch: &["GITHUB_BASE_REF"],
     },
@@ -131,6 +136,32 @@ pub fn ci(variable: Variable<'_>) -> Ci {
         branch: (system.branch)(&get).and_then(|branch| branch_name(&branch)),
         default_branch: default_branch.and_then(|branch| branch_name(&branch)),
     }
+}
+
+/// Whether a pull request's branch is of the repository that builds it. Only the event that began the
+/// build says so; what cannot be read may be a fork's.
+fn is_of_github_repository(variable: Variable<'_>) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Event {
+        pull_request: Change,
+    }
+    #[derive(serde::Deserialize)]
+    struct Change {
+        head: Side,
+    }
+    #[derive(serde::Deserialize)]
+    struct Side {
+        /// None: the fork is no more.
+        repo: Option<Repository>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Repository {
+        full_name: String,
+    }
+    let text = variable("GITHUB_EVENT_PATH").and_then(|path| read(Path::new(&path)));
+    let event = text.and_then(|text| serde_json::from_str::<Event>(&text).ok());
+    let from = event.and_then(|event| event.pull_request.head.repo);
+    from.is_some_and(|from| Some(from.full_name) == variable("GITHUB_REPOSITORY"))
 }
 
 /// Both with `between` between them, or the only one.

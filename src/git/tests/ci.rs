@@ -60,7 +60,7 @@ fn github() {
             default_branch: "",
         },
         Case {
-            name: "pull request",
+            name: "pull request, whose event is not said",
             set: &[
                 ("GITHUB_REPOSITORY", "team/app"),
                 ("GITHUB_SERVER_URL", "https://github.com"),
@@ -75,11 +75,11 @@ fn github() {
             repository: "github.com/team/app",
             job: ".github/workflows/ci.yml/test",
             commit: ID,
-            branch: "feature/x",
+            branch: "12/merge",
             default_branch: "release",
         },
         Case {
-            name: "pull request of a fork's main branch, which is not main",
+            name: "pull request whose event cannot be read",
             set: &[
                 ("GITHUB_REPOSITORY", "team/app"),
                 ("GITHUB_JOB", "test"),
@@ -87,6 +87,7 @@ fn github() {
                 ("GITHUB_REF_TYPE", "branch"),
                 ("GITHUB_HEAD_REF", "main"),
                 ("GITHUB_BASE_REF", "main"),
+                ("GITHUB_EVENT_PATH", "/nowhere/event.json"),
             ],
             repository: "team/app",
             job: "test",
@@ -106,6 +107,34 @@ fn github() {
             ..NOTHING
         },
     ]);
+}
+
+/// A fork's pull request from its `main` into `release` once counted as a build of our `main`.
+#[test]
+fn a_forks_branch_is_none_of_ours_whatever_it_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("event.json");
+    let from = |repository: &str, reference: &str| {
+        let head = format!(r#"{{"ref":"main","repo":{repository}}}"#);
+        let event =
+            format!(r#"{{"action":"opened","pull_request":{{"number":12,"head":{head}}}}}"#);
+        std::fs::write(&file, event).unwrap();
+        let path = file.to_str().unwrap();
+        let set = [
+            ("GITHUB_REPOSITORY", "team/app"),
+            ("GITHUB_REF_NAME", reference),
+            ("GITHUB_HEAD_REF", "main"),
+            ("GITHUB_BASE_REF", "release"),
+            ("GITHUB_EVENT_PATH", path),
+        ];
+        ci(&variables(&set)).branch
+    };
+    let stranger = r#"{"id":2,"full_name":"stranger/app","fork":true}"#;
+    assert_eq!(from(r#"{"id":1,"full_name":"team/app"}"#, "12/merge").as_deref(), Some("main"));
+    assert_eq!(from(stranger, "12/merge").as_deref(), Some("12/merge"));
+    assert_eq!(from("null", "12/merge").as_deref(), Some("12/merge"));
+    // What `pull_request_target` says.
+    assert_eq!(from(stranger, "release"), None);
 }
 
 #[test]
