@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::frontend::{Frontend, go, http};
@@ -26,18 +27,22 @@ mod preface;
 pub use bind::{BindError, Bound, Listener, bind, tls};
 pub use passed::{PASSED_MAX, Passed};
 
-/// From the first byte of a connection to knowing what it speaks, TLS included.
-const PREFACE_WITHIN: Duration = Duration::from_secs(10);
-/// For a request's head, and between two requests of a connection.
+/// For a handshake of TLS.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Until it is known what a connection speaks, for a request's head, and between two requests.
 const IDLE_WITHIN: Duration = Duration::from_secs(60);
 /// More connections than this are not accepted before others have gone.
 const CONNECTIONS_MAX: usize = 16_384;
-/// Of the descriptors that the process may have, the store and upstream keep so many, or half of few.
+/// Of the descriptors that the process may have, the store and upstream keep so many, or half of few, and
+/// what they cannot do without.
 const KEPT_BACK: u64 = 512;
+const KEPT_BACK_MIN: u64 = 48;
 /// So many come in by the socket though others have taken all places: builds, and `larder stop`.
 const PLACES_OF_USERS: usize = 32;
-/// In a crowd that takes half of the places, a connection is for one request, and idles no longer than
-/// this.
+/// Where less than one place of so many is left, a connection is for one request, and idles no longer than
+/// `IDLE_IN_CROWD`: those who come take turns in what is left. Earlier, and clients that do nothing but
+/// keep connections would open them again and again.
+const LEFT_IN_CROWD: usize = 8;
 const IDLE_IN_CROWD: Duration = Duration::from_secs(2);
 /// That accepting rests is said again after so long.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -45,9 +50,9 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// A request's head, and what is buffered of an answer to a slow reader.
 const BUFFER: usize = 64 << 10;
-/// The same for those who come when so many are there: a thousand slow readers are not to hold 64 MiB.
-const BUFFER_IN_CROWD: usize = 16 << 10;
-const CROWD: usize = 128;
+/// The same for those who come when more than so many are there: a thousand slow readers are not to hold
+/// 64 MiB.
+const BUFFERS_IN_CROWD: [(usize, usize); 2] = [(1024, 8 << 10), (128, 16 << 10)];
 /// What tells protocols apart fits many times over; the rest of a head goes where HTTP reads it.
 const FIRST: usize = 4 << 10;
 /// A round trip of 100 ms at 1 Gbit/s needs 12 MiB in flight.
@@ -124,7 +129,7 @@ impl Frontend {
     ) -> io::Result<T> {
         while self.inner.connections.load(Ordering::Relaxed) >= places {
             // One may go between the look and the wait.
-            let _ = tokio::time::timeout(ACCEPT_REST, self.inner.place.notified()).await;
+            let _ = timeout(ACCEPT_REST, self.inner.place.notified()).await;
         }
         accept().await
     }
@@ -151,7 +156,7 @@ impl Frontend {
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             match tls {
                 None => frontend.speak(stream, visit).await,
-                Some(tls) => match tokio::time::timeout(PREFACE_WITHIN, tls.accept(stream)).await {
+                Some(tls) => match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).boxed().await {
                     Ok(Ok(stream)) => frontend.speak(stream, visit).boxed().await,
                     Ok(Err(error)) => tracing::debug!(%error, "tls: handshake failed"),
                     Err(_) => tracing::debug!("tls: no handshake in time"),
@@ -212,7 +217,9 @@ impl Frontend {
         };
         let visit = Visit { peer, lane: lane.tasks.clone(), shutdown };
         lane.tasks.clone().spawn("connection", async move {
-            work(guard.0.clone(), visit).await;
+            // Boxed, or each future around it makes room for it twice.
+            let work = Box::pin(work(guard.0.clone(), visit));
+            work.await;
             drop((guard, lane));
         });
     }
@@ -223,7 +230,7 @@ impl Frontend {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let opened = tokio::select! {
-            opened = tokio::time::timeout(PREFACE_WITHIN, Opened::read(stream)) => opened,
+            opened = timeout(self.patience(), Opened::read(stream)) => opened,
             () = visit.shutdown.wait() => return,
         };
         let Ok(Ok(opened)) = opened else { return };
@@ -241,11 +248,10 @@ impl Frontend {
     {
         let Visit { peer, mut shutdown, .. } = visit;
         let service = http::Service::new(self.clone(), peer);
-        let is_crowd = self.inner.connections.load(Ordering::Relaxed) > places() / 2;
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .keep_alive(!is_crowd)
-            .header_read_timeout(if is_crowd { IDLE_IN_CROWD } else { IDLE_WITHIN })
+            .keep_alive(!self.is_crowded())
+            .header_read_timeout(self.patience())
             .max_buf_size(self.buffer())
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
@@ -261,9 +267,20 @@ impl Frontend {
         }
     }
 
+    fn is_crowded(&self) -> bool {
+        let left = places().saturating_sub(self.inner.connections.load(Ordering::Relaxed));
+        left < places().div_ceil(LEFT_IN_CROWD)
+    }
+
+    /// How long a connection may say nothing.
+    fn patience(&self) -> Duration {
+        if self.is_crowded() { IDLE_IN_CROWD } else { IDLE_WITHIN }
+    }
+
     fn buffer(&self) -> usize {
         let connections = self.inner.connections.load(Ordering::Relaxed);
-        if connections > CROWD { BUFFER_IN_CROWD } else { BUFFER }
+        let mut crowds = BUFFERS_IN_CROWD.into_iter();
+        crowds.find(|(crowd, _)| connections > *crowd).map_or(BUFFER, |(_, buffer)| buffer)
     }
 
     async fn http2<S>(&self, stream: Rewound<S>, visit: Visit)
@@ -322,7 +339,9 @@ fn places() -> usize {
     static PLACES: OnceLock<usize> = OnceLock::new();
     *PLACES.get_or_init(|| {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let most = limit.map_or(u64::MAX, |limit| limit.saturating_sub(KEPT_BACK.min(limit / 2)));
+        let most = limit.map_or(u64::MAX, |limit| {
+            limit.saturating_sub(KEPT_BACK.min(limit / 2).max(KEPT_BACK_MIN))
+        });
         usize::try_from(most).unwrap_or(usize::MAX).clamp(1, CONNECTIONS_MAX)
     })
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
-use crate::harness::{Home, TestDaemon, noise};
+use crate::harness::{Home, TestDaemon, noise, with_descriptors};
 use crate::support::{PATIENCE, wait_for};
 
 const MEMBERS: usize = 160;
@@ -61,6 +61,57 @@ fn slow_readers_of_large_bodies_are_lent_few_of_them_from_memory() {
     }
 }
 
+/// What has come of bodies that are not whole yet, as far as it was written.
+fn staged(home: &Home) -> u64 {
+    let files = std::fs::read_dir(home.store().join("tmp")).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+/// The first ones once held half a megabyte each, the next ones a little less, for as long as they
+/// liked: what is held was divided anew only among those who came later.
+#[test]
+fn senders_that_stopped_while_they_were_few_leave_no_more_in_memory_than_there_is_room_for() {
+    let home = Home::new();
+    let daemon = home.daemon(&["--memory", "16MiB"]);
+    let half = noise(1, LARGE / 2);
+    let crowd: Vec<TcpStream> = (0..MEMBERS)
+        .map(|number| {
+            let head = format!(
+                "PUT /kv/{number} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {LARGE}\r\n\r\n"
+            );
+            connect(&daemon, &[head.as_bytes(), &half].concat())
+        })
+        .collect();
+    // Eight megabytes are held of all, and what a piece and a buffer take of each.
+    let all = (MEMBERS * half.len()) as u64;
+    wait_for("bodies on disk", || (staged(&home) > all - (20 << 20)).then_some(()));
+    drop(crowd);
+}
+
+/// A connection was once for one request as soon as half of the places were taken, so that clients that
+/// only keep theirs opened them again and again.
+#[test]
+fn connections_stay_until_few_places_are_left() {
+    let home = Home::new();
+    let daemon = home.daemon_with(&[], |command| with_descriptors(command, 96));
+    assert_eq!(daemon.put("/kv/a", b"a").status, 201);
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(b"HEAD /kv/a HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            got.push(byte[0]);
+        }
+        assert!(got.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&got));
+    };
+    // Of 48 places.
+    let mut crowd: Vec<TcpStream> = (0..36).map(|_| connect(&daemon, b"")).collect();
+    for _ in 0..2 {
+        crowd.iter_mut().for_each(ask);
+    }
+}
+
 /// Each once held up to a megabyte before any of it was written.
 #[test]
 fn senders_that_stop_halfway_do_not_fill_memory() {
@@ -75,12 +126,8 @@ fn senders_that_stop_halfway_do_not_fill_memory() {
         .map(|number| connect(&daemon, &[head(number).as_bytes(), &body[..almost]].concat()))
         .collect();
     // Whether it has read all of it nobody can see; what it has read is somewhere.
-    let staged = || {
-        let files = std::fs::read_dir(home.store().join("tmp")).into_iter().flatten().flatten();
-        files.filter_map(|file| Some(file.metadata().ok()?.len())).sum::<u64>()
-    };
     let most = (MEMBERS * LARGE) as u64;
-    wait_for("bodies on disk", || (staged() > most / 2).then_some(()));
+    wait_for("bodies on disk", || (staged(&home) > most / 2).then_some(()));
     let held = own_memory(&daemon);
     assert!(held < MIB_MAX, "{held} MiB");
     for (number, stream) in crowd.iter_mut().enumerate() {

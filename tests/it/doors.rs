@@ -12,7 +12,7 @@ use larder::units::Clock;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::harness::{Home, TestDaemon, ac, noise};
+use crate::harness::{Home, TestDaemon, ac, noise, with_descriptors};
 use crate::support::cache_server::CacheServer;
 use crate::support::{PATIENCE, is_root, skipped};
 
@@ -222,18 +222,7 @@ fn each_protocol_uses_the_upstream_that_its_settings_name() {
 #[test]
 fn with_few_descriptors_everybody_has_an_answer_sooner_or_later() {
     let home = Home::new();
-    let daemon = home.daemon_with(&[], |command| {
-        // The shell lowers its own limit and becomes the daemon.
-        let words: Vec<String> = std::iter::once(command.get_program())
-            .chain(command.get_args())
-            .map(|word| format!("'{}'", word.to_str().unwrap()))
-            .collect();
-        let mut shell = std::process::Command::new("/bin/sh");
-        shell.arg("-c").arg(format!("ulimit -n 64; exec {}", words.join(" ")));
-        shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        shell.current_dir(home.path()).stdin(std::process::Stdio::null());
-        *command = shell;
-    });
+    let daemon = home.daemon_with(&[], |command| with_descriptors(command, 64));
     // Each has sent a request and does not hang up.
     let mut all: Vec<TcpStream> = (0..300)
         .map(|n| {

@@ -170,6 +170,22 @@ pub(crate) fn ac(n: u8) -> String {
     format!("/ac/{}", Digest([n; 32]))
 }
 
+/// The same, with so many descriptors: the shell lowers its own limit and becomes the daemon.
+pub(crate) fn with_descriptors(command: &mut Command, limit: usize) {
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(format!("ulimit -n {limit}; exec {}", words.join(" ")));
+    shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = command.get_current_dir() {
+        shell.current_dir(dir);
+    }
+    shell.stdin(Stdio::null());
+    *command = shell;
+}
+
 /// Bytes that do not compress and differ by seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut random = larder::units::Random::new(seed);
