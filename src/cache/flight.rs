@@ -191,16 +191,16 @@ impl Source for FlightSource {
         // A part that ends before the body does has no piece that is held back: it waits for the end.
         let to_the_end = self.progress.borrow().len.is_none_or(|len| range.end >= len);
         let state = (self.clone(), range, Streaming::begin());
-        let next = move |(mut source, range, streaming): (Self, Range<u64>, _)| async move {
+        let next = move |(mut source, range, streaming): (Self, Range<u64>, Streaming)| async move {
             if range.start >= range.end {
                 return Ok(None);
             }
             let readable = source.readable_past(range.start, to_the_end).await?;
             let Some(until) = readable else { return Ok(None) };
-            let most = range.start + Streaming::piece_len(PIECE_MAX);
-            let to = until.min(range.end).min(most);
-            let piece = read(&source.file, range.start, to)?;
-            Ok(Some((piece, (source, to..range.end, streaming))))
+            let piece = streaming.piece(PIECE_MAX.min(until.min(range.end) - range.start));
+            let to = range.start + piece.room();
+            let bytes = read(&source.file, range.start, to)?;
+            Ok(Some((piece.hold(bytes), (source, to..range.end, streaming))))
         };
         Box::pin(futures_util::stream::try_unfold(state, next))
     }
@@ -226,11 +226,11 @@ impl FlightSource {
 }
 
 /// What was just written is in the page cache: reading it here costs less than a thread's wake-up.
-fn read(file: &File, from: u64, to: u64) -> Result<Bytes, BodyError> {
+fn read(file: &File, from: u64, to: u64) -> Result<Vec<u8>, BodyError> {
     let mut piece = vec![0; usize::try_from(to - from).unwrap_or(0)];
     file.read_exact_at(&mut piece, from).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => BodyError::Truncated { got: from },
         _ => BodyError::Broken(error.to_string()),
     })?;
-    Ok(piece.into())
+    Ok(piece)
 }

@@ -28,7 +28,9 @@ impl Cache {
 
     /// Reads an entry; small ones here, larger ones on a thread that may wait for the disk.
     pub(super) async fn load(&self, key: &Key, row: &Row) -> Option<Blob> {
-        let into_memory = row.size <= memory::ENTRY_MAX && self.inner.memory.may_lend(row.size);
+        let is_small = row.size <= memory::ENTRY_MAX;
+        let room = is_small.then(|| self.inner.memory.room(row.size)).flatten();
+        let into_memory = room.is_some();
         let read = {
             let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
             move || {
@@ -48,8 +50,11 @@ impl Cache {
                     // Replaced or removed while it was read: what is newer must be what is kept.
                     self.inner.memory.remove(key);
                 }
-                // Read already: a few that came at once may go beyond the share.
-                let bytes = self.inner.memory.lend(bytes.clone()).unwrap_or(bytes);
+                let bytes = match room {
+                    Some(room) => room.lend(bytes),
+                    // One of the few that have no file.
+                    None => bytes,
+                };
                 Some(Blob { meta, body: Body::Bytes(bytes) })
             }
             Stored::File(meta, file) => {

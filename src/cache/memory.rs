@@ -1,7 +1,8 @@
 //! Tier 1: small hot blobs in moka, weighed in bytes.
 //!
 //! A body that is on its way to a client stays in memory though the tier has let it go. So large ones are
-//! lent, counted, and only up to a share of the limit; beyond it they come from their files, in pieces.
+//! lent, counted, and only up to a share of the limit, which the tier leaves for them; beyond it they come
+//! from their files, in pieces.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +18,10 @@ pub const ENTRY_MAX: u64 = 1 << 20;
 const OVERHEAD: u32 = 384;
 /// Smaller bodies have no file to come from, and fit into what the kernel takes of an answer.
 const COUNTED_FROM: u64 = INLINE_MAX as u64;
-/// Large bodies on their way to clients may take this part of the limit.
+/// Large bodies on their way to clients may take this part of the limit, and no more than that: those who
+/// read fast give them back at once, and few are enough for them.
 const LENT_SHARE: u64 = 16;
+const LENT_MAX: u64 = 32 << 20;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -28,10 +31,30 @@ pub struct Memory {
     lent: Arc<AtomicU64>,
 }
 
+/// Room for a body on its way to a client, counted from before it is read until nobody holds it.
+#[derive(Debug)]
+pub struct Room {
+    counted: u64,
+    lent: Arc<AtomicU64>,
+}
+
+impl Room {
+    /// The bytes for a client, who may take his time.
+    pub fn lend(self, bytes: Bytes) -> Bytes {
+        if self.counted == 0 { bytes } else { Bytes::from_owner(Lent { bytes, _room: self }) }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.lent.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
 /// A large body, for as long as somebody holds it.
 struct Lent {
     bytes: Bytes,
-    lent: Arc<AtomicU64>,
+    _room: Room,
 }
 
 impl AsRef<[u8]> for Lent {
@@ -40,16 +63,15 @@ impl AsRef<[u8]> for Lent {
     }
 }
 
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.lent.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
-    }
+const fn most_lent(limit: u64) -> u64 {
+    let share = limit / LENT_SHARE;
+    if share < LENT_MAX { share } else { LENT_MAX }
 }
 
 impl Memory {
     pub fn new(limit: u64) -> Self {
         let entries = moka::sync::Cache::builder()
-            .max_capacity(limit)
+            .max_capacity(limit - most_lent(limit))
             .weigher(|_, (_, bytes): &(Meta, Bytes)| {
                 u32::try_from(bytes.len()).unwrap_or(u32::MAX).saturating_add(OVERHEAD)
             })
@@ -65,27 +87,24 @@ impl Memory {
     pub fn offer(&self, key: &Key, meta: &Meta, bytes: &Bytes) {
         if bytes.len() as u64 <= ENTRY_MAX.min(self.limit) {
             self.entries.insert(key.clone(), (meta.clone(), bytes.clone()));
+            if bytes.len() as u64 > COUNTED_FROM {
+                // Else dozens come before others go for them.
+                self.entries.run_pending_tasks();
+            }
         }
+    }
+
+    /// Room for a body of this length, to be taken before it is read. None: enough are lent.
+    pub fn room(&self, len: u64) -> Option<Room> {
+        let counted = if len <= COUNTED_FROM { 0 } else { len };
+        let room = Room { counted, lent: self.lent.clone() };
+        let before = self.lent.fetch_add(counted, Ordering::Relaxed);
+        (counted == 0 || before + counted <= most_lent(self.limit)).then_some(room)
     }
 
     /// The bytes for a client, who may take his time. None: enough are lent.
     pub fn lend(&self, bytes: Bytes) -> Option<Bytes> {
-        let len = bytes.len() as u64;
-        if len <= COUNTED_FROM {
-            return Some(bytes);
-        }
-        if !self.may_lend(len) {
-            return None;
-        }
-        // Two that come at once may go beyond the share together, by one body.
-        self.lent.fetch_add(len, Ordering::Relaxed);
-        Some(Bytes::from_owner(Lent { bytes, lent: self.lent.clone() }))
-    }
-
-    /// Whether a body of this length is worth reading whole.
-    pub fn may_lend(&self, len: u64) -> bool {
-        let lent = self.lent.load(Ordering::Relaxed);
-        len <= COUNTED_FROM || lent + len <= self.limit / LENT_SHARE
+        Some(self.room(bytes.len() as u64)?.lend(bytes))
     }
 
     pub fn remove(&self, key: &Key) {
@@ -127,5 +146,37 @@ mod tests {
         assert!(memory.lend(large).is_some());
         let small = Bytes::from(vec![7; INLINE_MAX]);
         assert!(memory.lend(small).is_some(), "it has no file");
+    }
+
+    /// Of a crowd that came at once each once read its whole body, before the first one was counted.
+    #[test]
+    fn room_for_a_body_is_taken_before_it_is_read() {
+        let memory = Memory::new(64 << 20);
+        let mut rooms: Vec<Room> = std::iter::from_fn(|| memory.room(1 << 20)).collect();
+        assert_eq!(rooms.len(), 4);
+        rooms.pop();
+        let lent = memory.room(1 << 20).unwrap().lend(vec![7; 1 << 20].into());
+        assert!(memory.room(1 << 20).is_none());
+        drop(lent);
+        assert!(memory.room(1 << 20).is_some());
+        let memory = Memory::new(64 << 30);
+        let rooms = std::iter::from_fn(|| memory.room(1 << 20)).take(40).collect::<Vec<_>>();
+        assert_eq!(rooms.len() as u64, LENT_MAX >> 20);
+    }
+
+    /// What was let go once stayed until sixty others had come.
+    #[test]
+    fn the_limit_holds_while_large_bodies_come() {
+        let memory = Memory::new(16 << 20);
+        for number in 0_u8..64 {
+            let body = vec![number; 1 << 20];
+            let digest = crate::entry::Digest::of(&body);
+            let key = Key::go(crate::entry::RealmId([0; 16]), digest);
+            let (class, time) = (crate::entry::Class::Other, crate::units::Timestamp(0));
+            let meta = Meta::new(digest, body.len() as u64, time, class);
+            memory.offer(&key, &meta, &body.into());
+            assert!(memory.bytes() <= memory.limit(), "{number}: {}", memory.bytes());
+        }
+        assert!(memory.bytes() > memory.limit() / 2);
     }
 }

@@ -191,20 +191,19 @@ impl Cache {
         let announced = body.len;
         let mut chunks = body.chunks;
         let mut writer = Writer::new(self, announced);
-        let receiving = Receiving::begin();
+        let mut receiving = Receiving::begin();
         let mut held: Vec<Bytes> = Vec::new();
-        let (mut held_len, mut got) = (0, 0_u64);
+        let mut got = 0_u64;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(PutError::Client)?;
             got += chunk.len() as u64;
             if got > limit {
                 return Err(PutError::TooLarge { limit });
             }
-            held_len += chunk.len();
-            held.push(chunk);
-            if held_len >= receiving.piece_len(WRITE_PIECE) {
+            held.push(receiving.hold(chunk));
+            if receiving.is_full(WRITE_PIECE) {
                 writer.write(std::mem::take(&mut held)).await;
-                held_len = 0;
+                receiving.written();
             }
         }
         if let Some(announced) = announced.filter(|announced| *announced != got) {

@@ -48,11 +48,14 @@ pub trait Source: Send + Sync {
     fn stream(&self, range: Range<u64>) -> Chunks;
 }
 
-/// What the pieces of all bodies that are being streamed take together, one each; below `PIECE_MIN`
-/// they do not shrink.
+/// What the pieces of all bodies that are being streamed take together, one each; below `PIECE_MIN` they
+/// do not shrink.
 const PIECES_BYTES: u64 = 8 << 20;
+/// As a piece is on its way while the next one is read. Beyond this, each has `PIECE_MIN`.
+const PIECES_MAX: u64 = 2 * PIECES_BYTES;
 const PIECE_MIN: u64 = 4 << 10;
 static STREAMS: AtomicU64 = AtomicU64::new(0);
+static PIECES: AtomicU64 = AtomicU64::new(0);
 
 /// A body that is being streamed in pieces, counted for as long as it is.
 #[derive(Debug)]
@@ -64,10 +67,15 @@ impl Streaming {
         Self(())
     }
 
-    /// At most `most` while few are read, less where a thousand are: together they hold no more.
-    pub fn piece_len(most: u64) -> u64 {
-        let streams = STREAMS.load(Ordering::Relaxed).max(1);
-        (PIECES_BYTES / streams).max(PIECE_MIN).min(most)
+    /// Room for the next piece: at most `most` while few are read, less where a thousand are, or where
+    /// those who came when they were few have not taken theirs.
+    pub fn piece(&self, most: u64) -> Piece {
+        let share = PIECES_BYTES / STREAMS.load(Ordering::Relaxed).max(1);
+        let len = share.max(PIECE_MIN).min(most);
+        let is_left = PIECES.load(Ordering::Relaxed) + len <= PIECES_MAX;
+        let len = if is_left { len } else { PIECE_MIN.min(most) };
+        PIECES.fetch_add(len, Ordering::Relaxed);
+        Piece { len, bytes: Vec::new() }
     }
 }
 
@@ -77,31 +85,86 @@ impl Drop for Streaming {
     }
 }
 
-/// What all bodies that come in hold together before it is written; below `RECEIVED_MIN` each they do
-/// not shrink.
-const RECEIVED_BYTES: usize = 16 << 20;
-const RECEIVED_MIN: usize = 16 << 10;
-static RECEIVED: AtomicUsize = AtomicUsize::new(0);
-
-/// A body that comes in, counted until it is whole or given up.
+/// A piece of a body, counted from before it is read until nobody holds its bytes.
 #[derive(Debug)]
-pub struct Receiving(());
+pub struct Piece {
+    len: u64,
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    /// How long it may be.
+    pub const fn room(&self) -> u64 {
+        self.len
+    }
+
+    /// `bytes` are no longer than there is room.
+    pub fn hold(mut self, bytes: Vec<u8>) -> Bytes {
+        self.bytes = bytes;
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        PIECES.fetch_sub(self.len, Ordering::Relaxed);
+    }
+}
+
+/// What all bodies that come in hold together before it is written; beyond that, and where more come in
+/// than this has room for, each has `RECEIVED_MIN`.
+const RECEIVED_BYTES: usize = 8 << 20;
+const RECEIVED_MIN: usize = 8 << 10;
+/// Where more bodies come in than that, chunks are copied out of what they were read into.
+const RECEIVED_FEW: usize = 64;
+static RECEIVED: AtomicUsize = AtomicUsize::new(0);
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// A body that comes in, counted until it is whole or given up, and what is held of it.
+#[derive(Debug)]
+pub struct Receiving {
+    held: usize,
+}
 
 impl Receiving {
     pub fn begin() -> Self {
         RECEIVED.fetch_add(1, Ordering::Relaxed);
-        Self(())
+        Self { held: 0 }
     }
 
-    /// When to write: at `most` while few send, earlier where a thousand do, of whom some stop halfway.
-    pub fn piece_len(&self, most: usize) -> usize {
-        let bodies = RECEIVED.load(Ordering::Relaxed).max(1);
-        (RECEIVED_BYTES / bodies).max(RECEIVED_MIN).min(most)
+    /// A chunk that is held until more has come. One that was read into a buffer several times its size
+    /// would hold all of that.
+    pub fn hold(&mut self, chunk: Bytes) -> Bytes {
+        self.held += chunk.len();
+        HELD.fetch_add(chunk.len(), Ordering::Relaxed);
+        let are_few = RECEIVED.load(Ordering::Relaxed) <= RECEIVED_FEW;
+        if are_few { chunk } else { Bytes::copy_from_slice(&chunk) }
+    }
+
+    /// When to write: at `most` while few send, earlier where a thousand do, or where others have stopped
+    /// halfway.
+    pub fn is_full(&self, most: usize) -> bool {
+        let share = RECEIVED_BYTES / RECEIVED.load(Ordering::Relaxed).max(1);
+        let is_left = HELD.load(Ordering::Relaxed) <= RECEIVED_BYTES;
+        let enough = if is_left { share.max(RECEIVED_MIN) } else { RECEIVED_MIN };
+        self.held >= enough.min(most)
+    }
+
+    /// Nothing is held any more.
+    pub fn written(&mut self) {
+        HELD.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
     }
 }
 
 impl Drop for Receiving {
     fn drop(&mut self) {
+        self.written();
         RECEIVED.fetch_sub(1, Ordering::Relaxed);
     }
 }

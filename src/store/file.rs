@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
-
 use crate::entry::body::{Source, Streaming};
 use crate::entry::{BodyError, Chunks, Digest, Hasher};
 use crate::store::layout::{Layout, stamp};
@@ -201,28 +199,28 @@ pub struct FileSource {
 
 impl Source for FileSource {
     fn stream(&self, range: Range<u64>) -> Chunks {
+        type State = (Arc<File>, Tasks, Range<u64>, Streaming);
         let state = (self.file.clone(), self.tasks.clone(), range, Streaming::begin());
-        let next = |(file, tasks, range, streaming): (Arc<File>, Tasks, Range<u64>, _)| async move {
+        let next = |(file, tasks, range, streaming): State| async move {
             if range.start >= range.end {
                 return Ok(None);
             }
-            let len = (range.end - range.start).min(Streaming::piece_len(PIECE_MAX));
-            let source = file.clone();
-            let at = range.start;
-            let piece = tasks
-                .blocking("read file", move || read_piece(&source, at, len))
+            let piece = streaming.piece(PIECE_MAX.min(range.end - range.start));
+            let (source, at, len) = (file.clone(), range.start, piece.room());
+            let bytes = tasks
+                .blocking("read file", move || Ok(piece.hold(read_piece(&source, at, len)?)))
                 .await
                 .unwrap_or_else(|| Err(BodyError::Broken("reading panicked".into())))?;
-            Ok(Some((piece, (file, tasks, at + len..range.end, streaming))))
+            Ok(Some((bytes, (file, tasks, at + len..range.end, streaming))))
         };
         Box::pin(futures_util::stream::try_unfold(state, next))
     }
 }
 
-fn read_piece(file: &File, at: u64, len: u64) -> Result<Bytes, BodyError> {
+fn read_piece(file: &File, at: u64, len: u64) -> Result<Vec<u8>, BodyError> {
     let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
     match file.read_exact_at(&mut piece, at) {
-        Ok(()) => Ok(piece.into()),
+        Ok(()) => Ok(piece),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Err(BodyError::Truncated { got: at })
         }
