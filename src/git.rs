@@ -48,7 +48,8 @@ pub fn identify(dir: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Identi
     let scope = ci::joined(repository, ':', ci.job).and_then(|scope| name(&scope));
     // What is checked out is what is built; a job may have gone elsewhere after its first checkout.
     let commit = checkout.and_then(Checkout::commit).or(ci.commit);
-    let branch = checkout.and_then(Checkout::branch).or(ci.branch);
+    let checked_out = checkout.and_then(Checkout::branch).filter(|_| !ci.is_forks);
+    let branch = checked_out.or(ci.branch);
     // Where a change goes is known to who builds it; the repository knows where most go.
     let default_branch = ci.default_branch.or_else(|| checkout.and_then(Checkout::default_branch));
     Identity {

@@ -11,8 +11,9 @@ use super::support::proc;
 /// Growth that lasts shorter is nobody's trouble.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Ten thousand descriptors take the kernel ten milliseconds to list, on a core that clients want: only
-/// every so many looks, and by a thread that waits for them.
+/// every so many looks, when a crowd has come, and by a thread that waits for them.
 const COUNT_EVERY: u64 = 25;
+const COUNT_AT: u64 = 20;
 const LOWEST_PRIORITY: i32 = 19;
 
 /// The most of each.
@@ -43,7 +44,7 @@ impl Watch {
                 let now = proc::resident(&pid);
                 seen.all = seen.all.max(now.all);
                 seen.anonymous = seen.anonymous.max(now.anonymous);
-                if looks.is_multiple_of(COUNT_EVERY) {
+                if looks % COUNT_EVERY == COUNT_AT {
                     seen.descriptors = seen.descriptors.max(proc::entries(&pid, "fd"));
                 }
                 looks += 1;

@@ -30,12 +30,13 @@ impl Cache {
     pub(super) async fn load(&self, key: &Key, row: &Row) -> Option<Blob> {
         let is_small = row.size <= memory::ENTRY_MAX;
         let room = is_small.then(|| self.inner.memory.room(row.size)).flatten();
-        let into_memory = room.is_some();
         let read = {
             let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
+            // With the room for it, which is taken though the client has gone.
             move || {
                 let stored = store.load(&key, &row)?;
-                if into_memory { read_whole(stored) } else { Some(stored) }
+                let stored = if room.is_some() { read_whole(stored)? } else { stored };
+                Some((stored, room))
             }
         };
         let stored = if row.size <= READ_HERE_MAX {
@@ -43,7 +44,8 @@ impl Cache {
         } else {
             self.inner.tasks.blocking("read an entry", read).await.flatten()
         };
-        match stored? {
+        let (stored, room) = stored?;
+        match stored {
             Stored::Bytes(meta, bytes) => {
                 self.inner.memory.offer(key, &meta, &bytes);
                 if self.inner.store.find(key).is_none_or(|now| now.digest != row.digest) {

@@ -192,7 +192,6 @@ impl Cache {
         let mut chunks = body.chunks;
         let mut writer = Writer::new(self, announced);
         let mut receiving = Receiving::begin();
-        let mut held: Vec<Bytes> = Vec::new();
         let mut got = 0_u64;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(PutError::Client)?;
@@ -200,16 +199,16 @@ impl Cache {
             if got > limit {
                 return Err(PutError::TooLarge { limit });
             }
-            held.push(receiving.hold(chunk));
+            receiving.hold(chunk);
             if receiving.is_full(WRITE_PIECE) {
-                writer.write(std::mem::take(&mut held)).await;
+                writer.write(receiving.take()).await;
                 receiving.written();
             }
         }
         if let Some(announced) = announced.filter(|announced| *announced != got) {
             return Err(PutError::Short { announced, got });
         }
-        writer.write(held).await;
+        writer.write(receiving.take()).await;
         Ok(writer.finish())
     }
 

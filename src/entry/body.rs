@@ -51,8 +51,10 @@ pub trait Source: Send + Sync {
 /// What the pieces of all bodies that are being streamed take together, one each; below `PIECE_MIN` they
 /// do not shrink.
 const PIECES_BYTES: u64 = 8 << 20;
-/// As a piece is on its way while the next one is read. Beyond this, each has `PIECE_MIN`.
+/// As a piece is on its way while the next one is read. Beyond this, whoever comes has a part of his share:
+/// a few who do not take theirs cannot take it from others.
 const PIECES_MAX: u64 = 2 * PIECES_BYTES;
+const PART: u64 = 8;
 const PIECE_MIN: u64 = 4 << 10;
 static STREAMS: AtomicU64 = AtomicU64::new(0);
 static PIECES: AtomicU64 = AtomicU64::new(0);
@@ -71,9 +73,8 @@ impl Streaming {
     /// those who came when they were few have not taken theirs.
     pub fn piece(&self, most: u64) -> Piece {
         let share = PIECES_BYTES / STREAMS.load(Ordering::Relaxed).max(1);
-        let len = share.max(PIECE_MIN).min(most);
-        let is_left = PIECES.load(Ordering::Relaxed) + len <= PIECES_MAX;
-        let len = if is_left { len } else { PIECE_MIN.min(most) };
+        let is_left = PIECES.load(Ordering::Relaxed) + share <= PIECES_MAX;
+        let len = if is_left { share } else { share / PART }.max(PIECE_MIN).min(most);
         PIECES.fetch_add(len, Ordering::Relaxed);
         Piece { len, bytes: Vec::new() }
     }
@@ -117,11 +118,14 @@ impl Drop for Piece {
     }
 }
 
-/// What all bodies that come in hold together before it is written; beyond that, and where more come in
-/// than this has room for, each has `RECEIVED_MIN`.
+/// What all bodies that come in hold together before it is written; below `RECEIVED_MIN` each they do not
+/// shrink. Beyond it, whoever sends holds a part of his share.
 const RECEIVED_BYTES: usize = 8 << 20;
 const RECEIVED_MIN: usize = 8 << 10;
-/// Where more bodies come in than that, chunks are copied out of what they were read into.
+const RECEIVED_PART: usize = 8;
+/// Smaller chunks are copied out of what they were read into, which may be several times their size; where
+/// more bodies than that come in, all are.
+const CHUNK_MIN: usize = 8 << 10;
 const RECEIVED_FEW: usize = 64;
 static RECEIVED: AtomicUsize = AtomicUsize::new(0);
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -129,22 +133,34 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 /// A body that comes in, counted until it is whole or given up, and what is held of it.
 #[derive(Debug)]
 pub struct Receiving {
+    pieces: Vec<Bytes>,
+    /// What came after these in small chunks.
+    tail: Vec<u8>,
     held: usize,
 }
 
 impl Receiving {
     pub fn begin() -> Self {
         RECEIVED.fetch_add(1, Ordering::Relaxed);
-        Self { held: 0 }
+        Self { pieces: Vec::new(), tail: Vec::new(), held: 0 }
     }
 
-    /// A chunk that is held until more has come. One that was read into a buffer several times its size
-    /// would hold all of that.
-    pub fn hold(&mut self, chunk: Bytes) -> Bytes {
+    /// Holds a chunk until more has come.
+    pub fn hold(&mut self, chunk: Bytes) {
         self.held += chunk.len();
         HELD.fetch_add(chunk.len(), Ordering::Relaxed);
-        let are_few = RECEIVED.load(Ordering::Relaxed) <= RECEIVED_FEW;
-        if are_few { chunk } else { Bytes::copy_from_slice(&chunk) }
+        if chunk.len() < CHUNK_MIN || RECEIVED.load(Ordering::Relaxed) > RECEIVED_FEW {
+            self.tail.extend_from_slice(&chunk);
+        } else {
+            self.end_tail();
+            self.pieces.push(chunk);
+        }
+    }
+
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.tail).into());
+        }
     }
 
     /// When to write: at `most` while few send, earlier where a thousand do, or where others have stopped
@@ -152,11 +168,16 @@ impl Receiving {
     pub fn is_full(&self, most: usize) -> bool {
         let share = RECEIVED_BYTES / RECEIVED.load(Ordering::Relaxed).max(1);
         let is_left = HELD.load(Ordering::Relaxed) <= RECEIVED_BYTES;
-        let enough = if is_left { share.max(RECEIVED_MIN) } else { RECEIVED_MIN };
-        self.held >= enough.min(most)
+        let enough = if is_left { share } else { share / RECEIVED_PART };
+        self.held >= enough.max(RECEIVED_MIN).min(most)
     }
 
-    /// Nothing is held any more.
+    /// What is held, to be written; counted until it is.
+    pub fn take(&mut self) -> Vec<Bytes> {
+        self.end_tail();
+        std::mem::take(&mut self.pieces)
+    }
+
     pub fn written(&mut self) {
         HELD.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
     }

@@ -13,15 +13,19 @@ use futures_util::FutureExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::frontend::{Frontend, go, http};
 use crate::tasks::{Shutdown, Tasks};
+use patient::Patient;
 use preface::{Opened, Rewound, Speaks};
 
 mod bind;
 mod passed;
+mod patient;
 mod preface;
 
 pub use bind::{BindError, Bound, Listener, bind, tls};
@@ -33,16 +37,19 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const IDLE_WITHIN: Duration = Duration::from_secs(60);
 /// More connections than this are not accepted before others have gone.
 const CONNECTIONS_MAX: usize = 16_384;
-/// Of the descriptors that the process may have, the store and upstream keep so many, or half of few, and
-/// what they cannot do without.
+/// Of the descriptors that the process may have, the store and upstream keep so many, or half of few; and
+/// at least as many as are open before anybody comes, and these.
 const KEPT_BACK: u64 = 512;
-const KEPT_BACK_MIN: u64 = 48;
+const KEPT_BACK_MIN: u64 = 16;
+/// However few descriptors there are: those who come take turns.
+const PLACES_MIN: usize = 8;
 /// So many come in by the socket though others have taken all places: builds, and `larder stop`.
 const PLACES_OF_USERS: usize = 32;
-/// Where less than one place of so many is left, a connection is for one request, and idles no longer than
-/// `IDLE_IN_CROWD`: those who come take turns in what is left. Earlier, and clients that do nothing but
-/// keep connections would open them again and again.
+/// Where less than one place of so many is left, or than a quarter of a few, a connection is for one
+/// request, and idles no longer than `IDLE_IN_CROWD`: those who come take turns in what is left. Earlier,
+/// and clients that do nothing but keep connections would open them again and again.
 const LEFT_IN_CROWD: usize = 8;
+const FEW_PLACES: usize = 64;
 const IDLE_IN_CROWD: Duration = Duration::from_secs(2);
 /// That accepting rests is said again after so long.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -50,9 +57,9 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// A request's head, and what is buffered of an answer to a slow reader.
 const BUFFER: usize = 64 << 10;
-/// The same for those who come when more than so many are there: a thousand slow readers are not to hold
-/// 64 MiB.
-const BUFFERS_IN_CROWD: [(usize, usize); 2] = [(1024, 8 << 10), (128, 16 << 10)];
+/// The same for those who come when so many are there: a thousand slow readers are not to hold 64 MiB.
+const BUFFER_IN_CROWD: usize = 16 << 10;
+const CROWD: usize = 128;
 /// What tells protocols apart fits many times over; the rest of a head goes where HTTP reads it.
 const FIRST: usize = 4 << 10;
 /// A round trip of 100 ms at 1 Gbit/s needs 12 MiB in flight.
@@ -156,13 +163,21 @@ impl Frontend {
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             match tls {
                 None => frontend.speak(stream, visit).await,
-                Some(tls) => match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).boxed().await {
+                Some(tls) => match frontend.shake_hands(&tls, stream).boxed().await {
                     Ok(Ok(stream)) => frontend.speak(stream, visit).boxed().await,
                     Ok(Err(error)) => tracing::debug!(%error, "tls: handshake failed"),
                     Err(_) => tracing::debug!("tls: no handshake in time"),
                 },
             }
         });
+    }
+
+    async fn shake_hands(
+        &self,
+        tls: &TlsAcceptor,
+        stream: TcpStream,
+    ) -> Result<io::Result<TlsStream<TcpStream>>, Elapsed> {
+        timeout(HANDSHAKE_WITHIN.min(self.patience()), tls.accept(stream)).await
     }
 
     async fn accept_unix(&self, listener: &UnixListener, mut shutdown: Shutdown) {
@@ -253,7 +268,7 @@ impl Frontend {
             .keep_alive(!self.is_crowded())
             .header_read_timeout(self.patience())
             .max_buf_size(self.buffer())
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Patient::new(stream)), service);
         tokio::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
@@ -269,7 +284,7 @@ impl Frontend {
 
     fn is_crowded(&self) -> bool {
         let left = places().saturating_sub(self.inner.connections.load(Ordering::Relaxed));
-        left < places().div_ceil(LEFT_IN_CROWD)
+        left < places().div_ceil(LEFT_IN_CROWD).max(places().min(FEW_PLACES) / 4)
     }
 
     /// How long a connection may say nothing.
@@ -279,8 +294,7 @@ impl Frontend {
 
     fn buffer(&self) -> usize {
         let connections = self.inner.connections.load(Ordering::Relaxed);
-        let mut crowds = BUFFERS_IN_CROWD.into_iter();
-        crowds.find(|(crowd, _)| connections > *crowd).map_or(BUFFER, |(_, buffer)| buffer)
+        if connections > CROWD { BUFFER_IN_CROWD } else { BUFFER }
     }
 
     async fn http2<S>(&self, stream: Rewound<S>, visit: Visit)
@@ -295,9 +309,10 @@ impl Frontend {
                 .initial_stream_window_size(H2_WINDOW)
                 .initial_connection_window_size(H2_WINDOW * 2)
                 .max_concurrent_streams(H2_STREAMS)
+                .max_send_buf_size(self.buffer())
                 .max_header_list_size(H2_HEADERS)
                 .keep_alive_interval(Some(Duration::from_secs(30)))
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(Patient::new(stream)), service);
         tokio::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
@@ -340,8 +355,11 @@ fn places() -> usize {
     *PLACES.get_or_init(|| {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let most = limit.map_or(u64::MAX, |limit| {
-            limit.saturating_sub(KEPT_BACK.min(limit / 2).max(KEPT_BACK_MIN))
+            let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
+            let users = (limit / 8).min(PLACES_OF_USERS as u64);
+            let least = open + users + KEPT_BACK_MIN;
+            limit.saturating_sub(KEPT_BACK.min(limit / 2).max(least))
         });
-        usize::try_from(most).unwrap_or(usize::MAX).clamp(1, CONNECTIONS_MAX)
+        usize::try_from(most).unwrap_or(usize::MAX).clamp(PLACES_MIN, CONNECTIONS_MAX)
     })
 }

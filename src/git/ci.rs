@@ -15,6 +15,8 @@ pub struct Ci {
     pub commit: Option<String>,
     /// That of the change, where a pull request is built.
     pub branch: Option<String>,
+    /// The change is a fork's: whatever is checked out, its branches are none of ours.
+    pub is_forks: bool,
     /// The branch that the change is to go into, else the one that the repository builds on.
     pub default_branch: Option<String>,
 }
@@ -30,6 +32,7 @@ struct System {
     part: Option<[&'static str; 2]>,
     commit: &'static str,
     branch: fn(Variable<'_>) -> Option<String>,
+    is_forks: fn(Variable<'_>) -> bool,
     /// The first that is set counts.
     default_branch: &'static [&'static str],
 }
@@ -43,16 +46,20 @@ const SYSTEMS: [System; 5] = [
         part: None,
         commit: "GITHUB_SHA",
         branch: |variable| {
-            let is_tag = variable("GITHUB_REF_TYPE").is_some_and(|kind| kind == "tag");
-            let pushed = variable("GITHUB_REF_NAME").filter(|_| !is_tag);
-            let Some(change) = variable("GITHUB_HEAD_REF") else { return pushed };
-            if is_of_github_repository(variable) {
-                return Some(change);
+            // A fork's branches may be called as ours: its change is `12/merge`, unless the reference says
+            // where else the build was begun.
+            if is_github_fork(variable) {
+                let reference = variable("GITHUB_REF")?;
+                return reference.strip_prefix("refs/pull/").map(str::to_owned);
             }
-            // A fork's branches may be called as ours: its change is `12/merge`. Where its target is
-            // said in place of that, it is of no branch.
-            pushed.filter(|name| Some(name) != variable("GITHUB_BASE_REF").as_ref())
+            let is_tag = variable("GITHUB_REF_TYPE").is_some_and(|kind| kind == "tag");
+            // These say the default branch, and build what they like.
+            let is_elsewhere = variable("GITHUB_EVENT_NAME")
+                .is_some_and(|event| matches!(&*event, "workflow_run" | "issue_comment"));
+            let pushed = || variable("GITHUB_REF_NAME").filter(|_| !is_tag && !is_elsewhere);
+            variable("GITHUB_HEAD_REF").or_else(pushed)
         },
+        is_forks: is_github_fork,
         default_branch: &["GITHUB_BASE_REF"],
     },
     System {
@@ -67,9 +74,7 @@ const SYSTEMS: [System; 5] = [
         part: Some(["CI_NODE_INDEX", "CI_NODE_TOTAL"]),
         commit: "CI_COMMIT_SHA",
         branch: |variable| {
-            let source = variable("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH");
-            let is_forks = source.is_some() && source != variable("CI_MERGE_REQUEST_PROJECT_PATH");
-            let change = if is_forks {
+            let change = if is_gitlab_fork(variable) {
                 // `refs/merge-requests/12/head`: a fork's branches may be called as ours.
                 variable("CI_MERGE_REQUEST_REF_PATH")
             } else {
@@ -77,6 +82,7 @@ const SYSTEMS: [System; 5] = [
             };
             change.or_else(|| variable("CI_COMMIT_BRANCH"))
         },
+        is_forks: is_gitlab_fork,
         default_branch: &["CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CI_DEFAULT_BRANCH"],
     },
     System {
@@ -93,6 +99,8 @@ const SYSTEMS: [System; 5] = [
             variable("BUILDKITE_BRANCH")
                 .filter(|name| variable("BUILDKITE_TAG").as_ref() != Some(name))
         },
+        // Its branch is `owner:branch`, unless the pipeline was told otherwise.
+        is_forks: |_| false,
         default_branch: &[
             "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
             "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
@@ -108,6 +116,8 @@ const SYSTEMS: [System; 5] = [
         part: Some(["CIRCLE_NODE_INDEX", "CIRCLE_NODE_TOTAL"]),
         commit: "CIRCLE_SHA1",
         branch: |variable| variable("CIRCLE_BRANCH"),
+        // Its branch is `pull/12`.
+        is_forks: |variable| variable("CIRCLE_PR_USERNAME").is_some(),
         default_branch: &[],
     },
     System {
@@ -117,6 +127,7 @@ const SYSTEMS: [System; 5] = [
         part: None,
         commit: "GIT_COMMIT",
         branch: jenkins_branch,
+        is_forks: |variable| variable("CHANGE_FORK").is_some(),
         default_branch: &["CHANGE_TARGET"],
     },
 ];
@@ -134,13 +145,20 @@ pub fn ci(variable: Variable<'_>) -> Ci {
         // Buildkite says `HEAD` where it does not know yet.
         commit: get(system.commit).and_then(|commit| object_id(&commit)),
         branch: (system.branch)(&get).and_then(|branch| branch_name(&branch)),
+        is_forks: (system.is_forks)(&get),
         default_branch: default_branch.and_then(|branch| branch_name(&branch)),
     }
 }
 
-/// Whether a pull request's branch is of the repository that builds it. Only the event that began the
+/// Whether a merge request comes from another project than the one that it goes into.
+fn is_gitlab_fork(variable: Variable<'_>) -> bool {
+    let source = variable("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH");
+    source.is_some() && source != variable("CI_MERGE_REQUEST_PROJECT_PATH")
+}
+
+/// Whether a pull request is built whose branch is of another repository. Only the event that began the
 /// build says so; what cannot be read may be a fork's.
-fn is_of_github_repository(variable: Variable<'_>) -> bool {
+fn is_github_fork(variable: Variable<'_>) -> bool {
     #[derive(serde::Deserialize)]
     struct Event {
         pull_request: Change,
@@ -158,10 +176,13 @@ fn is_of_github_repository(variable: Variable<'_>) -> bool {
     struct Repository {
         full_name: String,
     }
+    if variable("GITHUB_HEAD_REF").is_none() {
+        return false;
+    }
     let text = variable("GITHUB_EVENT_PATH").and_then(|path| read(Path::new(&path)));
     let event = text.and_then(|text| serde_json::from_str::<Event>(&text).ok());
     let from = event.and_then(|event| event.pull_request.head.repo);
-    from.is_some_and(|from| Some(from.full_name) == variable("GITHUB_REPOSITORY"))
+    from.is_none_or(|from| Some(from.full_name) != variable("GITHUB_REPOSITORY"))
 }
 
 /// Both with `between` between them, or the only one.

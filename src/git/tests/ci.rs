@@ -60,13 +60,15 @@ fn github() {
             default_branch: "",
         },
         Case {
-            name: "pull request, whose event is not said",
+            name: "pull request whose event cannot be read",
             set: &[
+                ("GITHUB_EVENT_PATH", "/nowhere/event.json"),
                 ("GITHUB_REPOSITORY", "team/app"),
                 ("GITHUB_SERVER_URL", "https://github.com"),
                 ("GITHUB_WORKFLOW", ".github/workflows/ci.yml"),
                 ("GITHUB_JOB", "test"),
                 ("GITHUB_SHA", ID),
+                ("GITHUB_REF", "refs/pull/12/merge"),
                 ("GITHUB_REF_NAME", "12/merge"),
                 ("GITHUB_REF_TYPE", "branch"),
                 ("GITHUB_HEAD_REF", "feature/x"),
@@ -78,21 +80,21 @@ fn github() {
             branch: "12/merge",
             default_branch: "release",
         },
+    ]);
+}
+
+#[test]
+fn github_without_a_branch() {
+    check(&[
         Case {
-            name: "pull request whose event cannot be read",
+            name: "after another workflow, which may have been a fork's",
             set: &[
                 ("GITHUB_REPOSITORY", "team/app"),
-                ("GITHUB_JOB", "test"),
-                ("GITHUB_REF_NAME", "12/merge"),
+                ("GITHUB_EVENT_NAME", "workflow_run"),
+                ("GITHUB_REF_NAME", "main"),
                 ("GITHUB_REF_TYPE", "branch"),
-                ("GITHUB_HEAD_REF", "main"),
-                ("GITHUB_BASE_REF", "main"),
-                ("GITHUB_EVENT_PATH", "/nowhere/event.json"),
             ],
             repository: "team/app",
-            job: "test",
-            branch: "12/merge",
-            default_branch: "main",
             ..NOTHING
         },
         Case {
@@ -119,22 +121,39 @@ fn a_forks_branch_is_none_of_ours_whatever_it_is_called() {
         let event =
             format!(r#"{{"action":"opened","pull_request":{{"number":12,"head":{head}}}}}"#);
         std::fs::write(&file, event).unwrap();
-        let path = file.to_str().unwrap();
         let set = [
             ("GITHUB_REPOSITORY", "team/app"),
-            ("GITHUB_REF_NAME", reference),
+            ("GITHUB_REF", reference),
             ("GITHUB_HEAD_REF", "main"),
             ("GITHUB_BASE_REF", "release"),
-            ("GITHUB_EVENT_PATH", path),
+            ("GITHUB_EVENT_PATH", file.to_str().unwrap()),
         ];
         ci(&variables(&set)).branch
     };
     let stranger = r#"{"id":2,"full_name":"stranger/app","fork":true}"#;
-    assert_eq!(from(r#"{"id":1,"full_name":"team/app"}"#, "12/merge").as_deref(), Some("main"));
-    assert_eq!(from(stranger, "12/merge").as_deref(), Some("12/merge"));
-    assert_eq!(from("null", "12/merge").as_deref(), Some("12/merge"));
-    // What `pull_request_target` says.
-    assert_eq!(from(stranger, "release"), None);
+    assert_eq!(
+        from(r#"{"id":1,"full_name":"team/app"}"#, "refs/pull/12/merge").as_deref(),
+        Some("main")
+    );
+    assert_eq!(from(stranger, "refs/pull/12/merge").as_deref(), Some("12/merge"));
+    assert_eq!(from("null", "refs/pull/12/merge").as_deref(), Some("12/merge"));
+    // What `pull_request_target` says: the default branch, the target before 2025-12.
+    assert_eq!(from(stranger, "refs/heads/main"), None);
+    assert_eq!(from(stranger, "refs/heads/release"), None);
+
+    // Nor where it is checked out by its name.
+    let checkout = dir.path().join("app");
+    std::fs::create_dir_all(checkout.join(".git")).unwrap();
+    std::fs::write(checkout.join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
+    let set = [
+        ("CI_PROJECT_PATH", "team/app"),
+        ("CI_MERGE_REQUEST_PROJECT_PATH", "team/app"),
+        ("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH", "stranger/app"),
+        ("CI_MERGE_REQUEST_REF_PATH", "refs/merge-requests/12/head"),
+    ];
+    let branch = |set| super::super::identify(&checkout, &variables(set)).branch;
+    assert_eq!(branch(&set), "refs/merge-requests/12/head");
+    assert_eq!(branch(&set[..1]), "main");
 }
 
 #[test]
