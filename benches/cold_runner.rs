@@ -31,6 +31,8 @@ mod support {
     pub(crate) mod measure;
     pub(crate) mod memory;
     pub(crate) mod module;
+    #[expect(dead_code, reason = "other benches use the rest")]
+    pub(crate) mod proc;
     pub(crate) mod runner;
     pub(crate) mod stream;
     pub(crate) mod usage;

@@ -14,6 +14,7 @@ use crate::support::daemon::{Daemon, LARDER};
 use crate::support::machine::{Account, Machine};
 use crate::support::measure::{Table, Values, interleave, say};
 use crate::support::module::MAIN;
+use crate::support::proc;
 use crate::support::runner::Runner;
 use crate::support::usage::{self, Timed};
 use crate::support::wan::{Link, Totals, Wan};
@@ -43,6 +44,8 @@ struct Taken {
     build: Duration,
     /// Of helper and daemon until the build has ended.
     larder: Duration,
+    /// Of the network's simulator and the central cache, which have these processors too.
+    beyond: Duration,
     alone: Duration,
     totals: Totals,
     account: Account,
@@ -61,6 +64,8 @@ pub(crate) fn measure(options: &Options, runner: &Runner<'_>) {
         ("one byte a second", Upstream::Broken(trickle)),
         ("500 to everything", Upstream::Broken(Fault::Status(500))),
     ];
+    let wanted = |name: &str| name == "none" || options.has_row(name);
+    let contenders: Vec<_> = contenders.into_iter().filter(|(name, _)| wanted(name)).collect();
     let mut all: Vec<Vec<Taken>> = contenders.iter().map(|_| Vec::new()).collect();
     let places: Vec<usize> = (0..contenders.len()).collect();
     interleave(&places, options.plan.runs(9, 1), |at| {
@@ -122,17 +127,25 @@ fn build(runner: &Runner<'_>, upstream: &Upstream, link: Link, code: usize) -> T
     let before = ["/usr/bin/env", &helper.assignment(&format!("{LARDER} go"))];
     let mut command = machine.run(&[], &before, &go);
     usage::in_group(&mut command);
-    let started = usage::children();
+    let central = match upstream {
+        Upstream::Other(daemon) => Some(daemon.pid()),
+        _ => empty.as_ref().map(Daemon::pid),
+    };
+    let beyond = || {
+        let pids = [Some(std::process::id()), central].into_iter().flatten();
+        pids.map(|pid| proc::ticks(&pid.to_string())).sum::<Duration>()
+    };
+    let (started, others) = (usage::children(), beyond());
     let (took, alone) = usage::alone(&wan, |group| {
         builds::run_with(&mut command, |pid| group.store(pid, Ordering::Relaxed))
     });
     let totals = wan.totals();
-    let build = usage::children() - started;
+    let (build, beyond) = (usage::children() - started, beyond() - others);
     let pid = machine.pid().expect("the daemon that `larder run` has started answers");
     let larder = helper.used() + usage::process(pid);
     let account = machine.account();
     assert!(account.hits + account.misses > 0, "go did not ask larder");
-    Taken { took, build, larder, alone, totals, account }
+    Taken { took, build, larder, beyond, alone, totals, account }
 }
 
 fn build_without(runner: &Runner<'_>, code: usize) -> Taken {
@@ -174,6 +187,8 @@ fn print(names: &[&str], all: &[Vec<Taken>], link: Link) {
             "hits",
             "processor s, helper + daemon",
             "% of the build's",
+            "of build and helper",
+            "of network and central cache",
         ],
     );
     let values = |at: usize, of: &dyn Fn(&Taken) -> f64| all[at].iter().map(of).collect::<Values>();
@@ -204,9 +219,11 @@ fn print(names: &[&str], all: &[Vec<Taken>], link: Link) {
                 count(&|taken| taken.account.hits),
                 larder.show(2),
                 share.show(1),
+                show(2, &|taken| taken.build.as_secs_f64()),
+                show(2, &|taken| taken.beyond.as_secs_f64()),
             ]);
         }
-        cells.resize(14, String::new());
+        cells.resize(16, String::new());
         table.row(cells);
     }
     table.print();
