@@ -26,6 +26,19 @@ fn connect(daemon: &TestDaemon, words: &[u8]) -> TcpStream {
     stream
 }
 
+/// The head of an answer, and nothing of its body.
+fn head_of_a_hit(stream: &mut impl Read) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    head
+}
+
 /// Each once held its whole body in memory, long after the memory tier had let it go.
 #[test]
 fn slow_readers_of_large_bodies_are_lent_few_of_them_from_memory() {
@@ -41,14 +54,7 @@ fn slow_readers_of_large_bodies_are_lent_few_of_them_from_memory() {
             let mut stream = UnixStream::connect(home.socket()).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.write_all(b"GET /kv/a HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                head.push(byte[0]);
-            }
-            let head = String::from_utf8(head).unwrap();
-            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            let head = head_of_a_hit(&mut stream);
             (stream, head.contains("larder-source: memory"))
         })
         .collect();
@@ -97,13 +103,7 @@ fn connections_stay_until_few_places_are_left() {
     assert_eq!(daemon.put("/kv/a", b"a").status, 201);
     let ask = |stream: &mut TcpStream| {
         stream.write_all(b"HEAD /kv/a HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-        let mut got = Vec::new();
-        while !got.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            got.push(byte[0]);
-        }
-        assert!(got.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&got));
+        head_of_a_hit(stream);
     };
     // Of 128 places, or fewer where many processors are.
     let mut crowd: Vec<TcpStream> = (0..70).map(|_| connect(&daemon, b"")).collect();
@@ -163,13 +163,7 @@ fn what_comes_by_the_socket_is_served_by_threads_of_its_own() {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     for _ in 0..100 {
         stream.write_all(b"HEAD /kv/a HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-        let mut got = Vec::new();
-        while !got.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            got.push(byte[0]);
-        }
-        assert!(got.starts_with(b"HTTP/1.1 200"));
+        head_of_a_hit(&mut stream);
     }
     let after = [sleeps(&daemon, "lane"), sleeps(&daemon, "socket lane")];
     assert!(after[1] >= before[1] + 10, "{before:?} {after:?}");

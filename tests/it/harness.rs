@@ -170,7 +170,7 @@ pub(crate) fn ac(n: u8) -> String {
     format!("/ac/{}", Digest([n; 32]))
 }
 
-/// The same, with so many descriptors: the shell lowers its own limit and becomes the daemon.
+/// Has `command` run with so many descriptors: a shell lowers its own limit and becomes it.
 pub(crate) fn with_descriptors(command: &mut Command, limit: usize) {
     let words: Vec<String> = std::iter::once(command.get_program())
         .chain(command.get_args())
