@@ -48,16 +48,15 @@ const SYSTEMS: [System; 5] = [
         branch: |variable| {
             // A fork's branches may be called as ours: its change is `12/merge`, unless the reference says
             // where else the build was begun.
+            let reference = variable("GITHUB_REF").unwrap_or_default();
+            let change = reference.strip_prefix("refs/pull/").map(str::to_owned);
             if is_github_fork(variable) {
-                let reference = variable("GITHUB_REF")?;
-                return reference.strip_prefix("refs/pull/").map(str::to_owned);
+                return change;
             }
             let is_tag = variable("GITHUB_REF_TYPE").is_some_and(|kind| kind == "tag");
-            // These say the default branch, and build what they like.
-            let is_elsewhere = variable("GITHUB_EVENT_NAME")
-                .is_some_and(|event| matches!(&*event, "workflow_run" | "issue_comment"));
-            let pushed = || variable("GITHUB_REF_NAME").filter(|_| !is_tag && !is_elsewhere);
-            variable("GITHUB_HEAD_REF").or_else(pushed)
+            let is_pushed = !is_tag && !is_elsewhere(variable);
+            let pushed = || variable("GITHUB_REF_NAME").filter(|_| is_pushed);
+            variable("GITHUB_HEAD_REF").or(change).or_else(pushed)
         },
         is_forks: is_github_fork,
         default_branch: &["GITHUB_BASE_REF"],
@@ -94,13 +93,8 @@ const SYSTEMS: [System; 5] = [
         job: |variable| variable("BUILDKITE_STEP_KEY").or_else(|| variable("BUILDKITE_LABEL")),
         part: Some(["BUILDKITE_PARALLEL_JOB", "BUILDKITE_PARALLEL_JOB_COUNT"]),
         commit: "BUILDKITE_COMMIT",
-        // A tag is called a branch too.
-        branch: |variable| {
-            variable("BUILDKITE_BRANCH")
-                .filter(|name| variable("BUILDKITE_TAG").as_ref() != Some(name))
-        },
-        // Its branch is `owner:branch`, unless the pipeline was told otherwise.
-        is_forks: |_| false,
+        branch: buildkite_branch,
+        is_forks: is_buildkite_fork,
         default_branch: &[
             "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
             "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
@@ -156,12 +150,14 @@ fn is_gitlab_fork(variable: Variable<'_>) -> bool {
     source.is_some() && source != variable("CI_MERGE_REQUEST_PROJECT_PATH")
 }
 
-/// Whether a pull request is built whose branch is of another repository. Only the event that began the
-/// build says so; what cannot be read may be a fork's.
+/// Whether what is built may be of another repository: a pull request, or what an event asks for that is not of
+/// the reference that it names. Only the event that began the build says so; what cannot be read may be a fork's.
 fn is_github_fork(variable: Variable<'_>) -> bool {
+    /// What is named of each kind of event.
     #[derive(serde::Deserialize)]
     struct Event {
-        pull_request: Change,
+        pull_request: Option<Change>,
+        workflow_run: Option<Run>,
     }
     #[derive(serde::Deserialize)]
     struct Change {
@@ -173,16 +169,58 @@ fn is_github_fork(variable: Variable<'_>) -> bool {
         repo: Option<Repository>,
     }
     #[derive(serde::Deserialize)]
+    struct Run {
+        head_repository: Option<Repository>,
+    }
+    #[derive(serde::Deserialize)]
     struct Repository {
         full_name: String,
     }
-    if variable("GITHUB_HEAD_REF").is_none() {
+    if variable("GITHUB_HEAD_REF").is_none() && !is_elsewhere(variable) {
         return false;
     }
     let text = variable("GITHUB_EVENT_PATH").and_then(|path| read(Path::new(&path)));
     let event = text.and_then(|text| serde_json::from_str::<Event>(&text).ok());
-    let from = event.and_then(|event| event.pull_request.head.repo);
+    let from = event.and_then(|event| match (event.pull_request, event.workflow_run) {
+        (Some(change), _) => change.head.repo,
+        (None, run) => run?.head_repository,
+    });
     from.is_none_or(|from| Some(from.full_name) != variable("GITHUB_REPOSITORY"))
+}
+
+/// Events that build what their reference names. Others say the default branch, and jobs build what they like.
+const OF_THEIR_REFERENCE: [&str; 7] =
+    ["push", "merge_group", "create", "release", "schedule", "workflow_dispatch", "deployment"];
+
+fn is_elsewhere(variable: Variable<'_>) -> bool {
+    variable("GITHUB_EVENT_NAME").is_some_and(|event| !OF_THEIR_REFERENCE.contains(&&*event))
+}
+
+/// Whether a pull request is built whose branch is of another repository, however its address is written: a
+/// mirror's path is longer or shorter than the original's.
+fn is_buildkite_fork(variable: Variable<'_>) -> bool {
+    let path = |name| {
+        let scope = variable(name).and_then(|url| scope_of_url(&url))?.to_ascii_lowercase();
+        Some(scope.split_once('/').map_or(scope.clone(), |(_, path)| path.to_owned()))
+    };
+    let ends = |long: &str, short: &str| format!("/{long}").ends_with(&format!("/{short}"));
+    // `owner:branch` is a fork's, and no branch of git's is called so.
+    variable("BUILDKITE_BRANCH").is_some_and(|branch| branch.contains(':'))
+        || path("BUILDKITE_PULL_REQUEST_REPO").is_some_and(|from| {
+            path("BUILDKITE_REPO").is_none_or(|ours| !ends(&ours, &from) && !ends(&from, &ours))
+        })
+}
+
+fn buildkite_branch(variable: Variable<'_>) -> Option<String> {
+    // A tag is called a branch too.
+    let branch = variable("BUILDKITE_BRANCH")
+        .filter(|name| variable("BUILDKITE_TAG").as_ref() != Some(name))?;
+    if branch.contains(':') || !is_buildkite_fork(variable) {
+        return Some(branch);
+    }
+    // The pipeline was told not to name the owner, so that it may be called as one of ours.
+    let number = variable("BUILDKITE_PULL_REQUEST")?.parse::<u64>().ok()?;
+    Some(format!("pull/{number}"))
 }
 
 /// Both with `between` between them, or the only one.

@@ -151,6 +151,60 @@ fn ci_systems_name_one_scope_before_and_after_the_checkout() {
     }
 }
 
+/// A fork's `main` on Buildkite once counted as ours, and where it was checked out by that name.
+#[test]
+fn a_forks_branch_that_is_checked_out_by_its_name_is_none_of_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join(".git")).unwrap();
+    std::fs::write(dir.path().join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
+    let branch = |set: &[(&str, &str)]| identify(dir.path(), &variables(set)).branch;
+    let circle = [("CIRCLECI", "true"), ("CIRCLE_BRANCH", "pull/12")];
+    assert_eq!(branch(&circle), "main");
+    let forks = [&circle[..], &[("CIRCLE_PR_USERNAME", "stranger")]].concat();
+    assert_eq!(branch(&forks), "pull/12");
+    let buildkite = |from| {
+        [
+            ("BUILDKITE", "true"),
+            ("BUILDKITE_REPO", "git@github.com-deploy:team/app.git"),
+            ("BUILDKITE_BRANCH", "main"),
+            ("BUILDKITE_PULL_REQUEST", "12"),
+            ("BUILDKITE_PULL_REQUEST_REPO", from),
+        ]
+    };
+    assert_eq!(branch(&buildkite("https://github.com/Team/app")), "main");
+    assert_eq!(branch(&buildkite("https://github.com/stranger/app.git")), "pull/12");
+    let mut forks = buildkite("https://github.com/stranger/app.git");
+    forks[3].1 = "false";
+    assert_eq!(branch(&forks), "");
+    forks[2].1 = "stranger:main";
+    assert_eq!(branch(&forks), "stranger:main");
+    assert_eq!(branch(&forks[..3]), "stranger:main");
+    let mut mirrored = buildkite("https://github.com/team/app");
+    mirrored[1].1 = "https://proxy.example.com/git/team/app.git";
+    assert_eq!(branch(&mirrored), "main");
+    // On GitHub, what follows a workflow or a comment is begun on the default branch.
+    let event = dir.path().join("event.json");
+    let after = |name, says: &str| {
+        std::fs::write(&event, says).unwrap();
+        branch(&[
+            ("GITHUB_REPOSITORY", "team/app"),
+            ("GITHUB_REF", "refs/heads/main"),
+            ("GITHUB_EVENT_NAME", name),
+            ("GITHUB_EVENT_PATH", event.to_str().unwrap()),
+        ])
+    };
+    let run = |of| format!(r#"{{"workflow_run":{{"head_repository":{{"full_name":"{of}"}}}}}}"#);
+    assert_eq!(after("workflow_run", &run("team/app")), "main");
+    assert_eq!(after("workflow_run", &run("stranger/app")), "");
+    for event in ["issue_comment", "repository_dispatch", "check_run"] {
+        assert_eq!(after(event, r#"{"issue":{}}"#), "", "{event}");
+    }
+    let review = |of| format!(r#"{{"pull_request":{{"head":{{"repo":{{"full_name":"{of}"}}}}}}}}"#);
+    assert_eq!(after("pull_request_review", &review("team/app")), "main");
+    assert_eq!(after("pull_request_review", &review("stranger/app")), "");
+    assert_eq!(after("push", r#"{"ref":"refs/heads/main"}"#), "main");
+}
+
 #[test]
 fn references_that_are_kept_elsewhere_are_not_known() {
     let dir = tempfile::tempdir().unwrap();
