@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::error::Elapsed;
@@ -18,12 +17,13 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::frontend::{Frontend, go, http};
+use crate::frontend::{Frontend, go};
 use crate::tasks::{Shutdown, Tasks};
-use patient::Patient;
-use preface::{Opened, Rewound, Speaks};
+use preface::{Opened, Speaks};
 
+mod activity;
 mod bind;
+mod drive;
 mod passed;
 mod patient;
 mod preface;
@@ -62,10 +62,6 @@ const BUFFER_IN_CROWD: usize = 16 << 10;
 const CROWD: usize = 128;
 /// What tells protocols apart fits many times over; the rest of a head goes where HTTP reads it.
 const FIRST: usize = 4 << 10;
-/// A round trip of 100 ms at 1 Gbit/s needs 12 MiB in flight.
-const H2_WINDOW: u32 = 16 << 20;
-const H2_STREAMS: u32 = 200;
-const H2_HEADERS: u32 = 16 << 10;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Who is at the other end.
@@ -257,31 +253,6 @@ impl Frontend {
         }
     }
 
-    async fn http1<S>(&self, stream: Rewound<S>, visit: Visit)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Visit { peer, mut shutdown, .. } = visit;
-        let service = http::Service::new(self.clone(), peer);
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .keep_alive(!self.is_crowded())
-            .header_read_timeout(self.patience())
-            .max_buf_size(self.buffer())
-            .serve_connection(TokioIo::new(Patient::new(stream)), service);
-        tokio::pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = shutdown.wait() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = result {
-            tracing::debug!(%error, "connection ended");
-        }
-    }
-
     fn is_crowded(&self) -> bool {
         let left = places().saturating_sub(self.inner.connections.load(Ordering::Relaxed));
         left < places().div_ceil(LEFT_IN_CROWD).max(places().min(FEW_PLACES) / 4)
@@ -295,46 +266,6 @@ impl Frontend {
     fn buffer(&self) -> usize {
         let connections = self.inner.connections.load(Ordering::Relaxed);
         if connections > CROWD { BUFFER_IN_CROWD } else { BUFFER }
-    }
-
-    async fn http2<S>(&self, stream: Rewound<S>, visit: Visit)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Visit { peer, mut shutdown, .. } = visit;
-        let service = http::Service::new(self.clone(), peer);
-        let connection =
-            hyper::server::conn::http2::Builder::new(Streams(self.inner.cache.tasks().clone()))
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(H2_WINDOW)
-                .initial_connection_window_size(H2_WINDOW * 2)
-                .max_concurrent_streams(H2_STREAMS)
-                .max_send_buf_size(self.buffer())
-                .max_header_list_size(H2_HEADERS)
-                .keep_alive_interval(Some(Duration::from_secs(30)))
-                .serve_connection(TokioIo::new(Patient::new(stream)), service);
-        tokio::pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = shutdown.wait() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = result {
-            tracing::debug!(%error, "connection ended");
-        }
-    }
-}
-
-/// The streams of an HTTP/2 connection, which may be all that another machine asks: they have every
-/// processor, while the connection itself stays in its lane.
-#[derive(Clone)]
-struct Streams(Tasks);
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
-    fn execute(&self, stream: F) {
-        self.0.spawn("stream", stream);
     }
 }
 

@@ -1,8 +1,9 @@
 //! Many at once: what those who take their time hold of the daemon's memory, and who waits for whom.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use crate::harness::{Home, TestDaemon, noise, with_descriptors};
 use crate::support::{PATIENCE, wait_for};
@@ -109,6 +110,38 @@ fn connections_stay_until_few_places_are_left() {
     let mut crowd: Vec<TcpStream> = (0..70).map(|_| connect(&daemon, b"")).collect();
     for _ in 0..2 {
         crowd.iter_mut().for_each(ask);
+    }
+}
+
+/// Nothing is kept of a connection that idles but the connection, and half a question.
+#[test]
+fn a_connection_that_idles_is_answered_when_it_asks_again() {
+    let home = Home::new();
+    let daemon = home.daemon(&[]);
+    assert_eq!(daemon.put("/kv/a", b"a").status, 201);
+    let (begin, rest) = (b"HEAD /kv/a HTTP/1.1\r\nho", b"st: localhost\r\n\r\n");
+    let mut crowd: Vec<TcpStream> = (0..8).map(|_| connect(&daemon, begin)).collect();
+    for round in 0..2 {
+        for stream in &mut crowd {
+            stream.write_all(rest).unwrap();
+            head_of_a_hit(stream);
+            // The first half of the next one comes at once, or when it has idled.
+            if round == 0 {
+                stream.write_all(begin).unwrap();
+            }
+        }
+        let last = crowd.last_mut().unwrap();
+        last.set_read_timeout(Some(Duration::from_millis(2500))).unwrap();
+        let nothing = last.read(&mut [0]).unwrap_err().kind();
+        assert!(matches!(nothing, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{nothing}");
+        last.set_read_timeout(Some(PATIENCE)).unwrap();
+        if round == 1 {
+            for stream in &mut crowd {
+                stream.write_all(begin).unwrap();
+                stream.write_all(rest).unwrap();
+                head_of_a_hit(stream);
+            }
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+use crate::frontend::listener::activity::Activity;
 
 /// Between two times that some of an answer could be written. The kernel buffers megabytes, and says that
 /// there is room when a third of them has gone.
@@ -17,11 +20,17 @@ const UNREAD_WITHIN: Duration = Duration::from_secs(120);
 pub(super) struct Patient<S> {
     stream: S,
     waiting: Option<Pin<Box<Sleep>>>,
+    activity: Arc<Activity>,
 }
 
 impl<S: Unpin> Patient<S> {
-    pub(super) const fn new(stream: S) -> Self {
-        Self { stream, waiting: None }
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        activity.stuck(false);
+        Self { stream, waiting: None, activity }
+    }
+
+    pub(super) fn into_inner(self) -> S {
+        self.stream
     }
 
     fn wait<T>(
@@ -30,9 +39,12 @@ impl<S: Unpin> Patient<S> {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.waiting = None;
+            if self.waiting.take().is_some() {
+                self.activity.stuck(false);
+            }
             return written;
         }
+        self.activity.stuck(true);
         let begin = || Box::pin(tokio::time::sleep(UNREAD_WITHIN));
         ready!(self.waiting.get_or_insert_with(begin).as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads the answer")))
@@ -78,7 +90,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let ended = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.wait(context, ended)
     }
 }
 
@@ -91,7 +104,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_nobody_takes_is_given_up_and_a_slow_one_is_not() {
         let (stream, mut other) = tokio::io::duplex(64);
-        let mut stream = Patient::new(stream);
+        let mut stream = Patient::new(stream, Arc::default());
         let slow = async {
             let mut got = [0; 32];
             for _ in 0..8 {

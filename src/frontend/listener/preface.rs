@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::frontend::listener::{FIRST, H2_PREFACE};
@@ -23,32 +23,23 @@ pub(super) struct Opened<S> {
 }
 
 impl<S: AsyncRead + Unpin> Opened<S> {
-    pub(super) async fn read(mut stream: S) -> io::Result<Self> {
-        let mut first = BytesMut::new();
+    pub(super) async fn read(stream: S) -> io::Result<Self> {
+        let mut stream = Rewound::new(stream);
         loop {
-            // On the stack, and only once there is something: who says nothing has no buffer.
-            let read = std::future::poll_fn(|context| {
-                let mut piece = [0; FIRST];
-                let mut piece = ReadBuf::new(&mut piece);
-                ready!(Pin::new(&mut stream).poll_read(context, &mut piece))?;
-                first.extend_from_slice(piece.filled());
-                Poll::Ready(io::Result::Ok(piece.filled().len()))
-            });
-            if read.await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            stream.more().await?;
+            let first = &stream.first;
             let is = |preface: &[u8]| preface.starts_with(&first[..first.len().min(preface.len())]);
             let whole = |preface: &[u8]| first.len() >= preface.len();
             let speaks = match (is(PREFACE), is(H2_PREFACE)) {
                 (true, _) if whole(PREFACE) => {
-                    first.advance(PREFACE.len());
+                    stream.first.advance(PREFACE.len());
                     Speaks::Larder
                 }
                 (_, true) if whole(H2_PREFACE) => Speaks::Http2,
                 (false, false) => Speaks::Http1,
                 _ => continue,
             };
-            return Ok(Self { speaks, stream: Rewound { first: first.freeze(), stream } });
+            return Ok(Self { speaks, stream });
         }
     }
 }
@@ -57,6 +48,44 @@ impl<S: AsyncRead + Unpin> Opened<S> {
 pub(super) struct Rewound<S> {
     first: Bytes,
     stream: S,
+}
+
+impl<S> Rewound<S> {
+    pub(super) const fn new(stream: S) -> Self {
+        Self { first: Bytes::new(), stream }
+    }
+
+    /// Gives back what was read of it, which is to be read before everything else.
+    pub(super) fn unread(&mut self, read: Bytes) {
+        self.first = match (read.is_empty(), self.first.is_empty()) {
+            (true, _) => return,
+            (_, true) => read,
+            _ => [read, std::mem::take(&mut self.first)].concat().into(),
+        };
+    }
+
+    pub(super) const fn is_unread(&self) -> bool {
+        !self.first.is_empty()
+    }
+}
+
+impl<S: AsyncRead + Unpin> Rewound<S> {
+    /// Waits for more bytes, which are read again like the first ones. The end is an error.
+    pub(super) async fn more(&mut self) -> io::Result<()> {
+        // On the stack, and only once there is something: who says nothing has no buffer.
+        let more = std::future::poll_fn(|context| {
+            let mut piece = [0; FIRST];
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut piece))?;
+            Poll::Ready(io::Result::Ok([&self.first[..], piece.filled()].concat()))
+        });
+        let more = more.await?;
+        if more.len() == self.first.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.first = more.into();
+        Ok(())
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
