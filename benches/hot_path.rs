@@ -93,7 +93,7 @@ impl Scene {
         staged.write(&body(LARGE)).expect("a body can be written");
         let mut finished = staged.finish();
         let meta = Meta::new(finished.digest, finished.size, Timestamp(0), Class::Other);
-        store.place(&mut finished, None).expect("an output can be placed");
+        store.place(&mut finished).expect("an output can be placed");
         for number in 0..ENTRIES {
             let key = Key::go(REALM, action(number));
             store.record_go(&key, &meta, None).expect("an action can be recorded");

@@ -189,8 +189,23 @@ impl Store {
                 lock,
             }),
         };
+        store.sync_what_was_replayed(replayed.segments, replayed.files);
         store.start_committer().map_err(io)?;
         Ok(store)
+    }
+
+    /// The first commit syncs what a process that was killed had not: the index has it now, and no later
+    /// start will look there again.
+    fn sync_what_was_replayed(&self, segments: Vec<Arc<File>>, files: Vec<PathBuf>) {
+        if segments.is_empty() {
+            return;
+        }
+        let current = self.inner.tail.current_segment();
+        if let Ok(mut change) = self.inner.tail.begin() {
+            change.sync(segments, files);
+            // Who has nothing to commit syncs nothing.
+            change.segment_touched(current, seconds(self.inner.clock.now()));
+        }
     }
 
     fn start_committer(&self) -> io::Result<()> {

@@ -106,7 +106,7 @@ impl Cache {
             // Nobody shall rely on this frame: a build of the output is sent again.
             self.inner.frames.spoil(realm, &output);
         }
-        let place = |mut finished: Finished| self.inner.store.place(&mut finished, None).is_ok();
+        let place = |mut finished: Finished| self.inner.store.place(&mut finished).is_ok();
         let kept = finished.flatten().is_some_and(place);
         if kept {
             forecast.brought(frame.iter().map(|piece| piece.len() as u64).sum());
@@ -169,7 +169,7 @@ impl Cache {
     /// The output that is empty, in place as a file. Blocks.
     pub fn place_empty(&self) -> bool {
         self.has_output(&Digest::EMPTY)
-            || self.inner.store.place(&mut self.inner.store.stage().finish(), None).is_ok()
+            || self.inner.store.place(&mut self.inner.store.stage().finish()).is_ok()
     }
 
     /// A small value as it is now at its source: no tier, here or on the way, may answer with an

@@ -125,7 +125,7 @@ impl Cache {
                 && self.inner.store.is_sound(&content, &row)
         });
         if !known {
-            self.inner.store.place(&mut finished, None).map_err(PutError::NotStored)?;
+            self.inner.store.place(&mut finished).map_err(PutError::NotStored)?;
         }
         self.put_go(realm, action, meta, may_upload).map_err(PutError::NotStored)
     }

@@ -157,7 +157,7 @@ impl Cache {
         let kept = self
             .inner
             .store
-            .place(&mut finished, None)
+            .place(&mut finished)
             .and_then(|()| self.inner.store.record_go(key, &meta, None));
         match kept {
             Ok(()) => End::Stored(meta),

@@ -63,17 +63,50 @@ impl Store {
             let place = EntryMeta { meta: meta.clone(), place: Place::Inline, owed };
             self.append(key, &place, bytes, Stamp::default(), None)?;
         } else {
-            self.place(&mut body, if key.kind == Kind::Content { owed } else { None })?;
-            if key.kind != Kind::Content {
-                let place = EntryMeta { meta: meta.clone(), place: Place::Elsewhere, owed };
-                self.append(key, &place, &[], Stamp::default(), None)?;
-            }
+            self.put_file(key, &mut body, meta, owed)?;
         }
         Ok(if before.is_some() { Put::Replaced } else { Put::New })
     }
 
+    /// A body that is large, as content, and what names it.
+    fn put_file(
+        &self,
+        key: &Key,
+        body: &mut Finished,
+        meta: &Meta,
+        owed: Option<RealmId>,
+    ) -> Result<(), StoreError> {
+        if key.kind == Kind::Content {
+            return self.place_new(body, owed);
+        }
+        let entry = EntryMeta { meta: meta.clone(), place: Place::Elsewhere, owed };
+        if self.is_here(&Key::content(body.digest)) {
+            let path = self.inner.layout.file(&body.digest);
+            match self.append(key, &entry, &[], Stamp::default(), Some(path)) {
+                // It has gone in this moment.
+                Err(StoreError::Gone) => {}
+                recorded => return recorded,
+            }
+        }
+        self.place_new(body, None)?;
+        self.append(key, &entry, &[], Stamp::default(), None)
+    }
+
     /// Places a body as a file and records it as content.
-    pub fn place(&self, body: &mut Finished, owed: Option<RealmId>) -> Result<(), StoreError> {
+    pub fn place(&self, body: &mut Finished) -> Result<(), StoreError> {
+        if self.is_here(&Key::content(body.digest)) {
+            return Ok(());
+        }
+        self.place_new(body, None)
+    }
+
+    /// Whether content is here as a file: another one in its place would be on the disk later, and until then
+    /// a power cut would take what was acknowledged long ago.
+    fn is_here(&self, content: &Key) -> bool {
+        self.find(content).is_some_and(|row| row.place == Place::File && self.holds(content, &row))
+    }
+
+    fn place_new(&self, body: &mut Finished, owed: Option<RealmId>) -> Result<(), StoreError> {
         let (path, stamp) =
             body.place(&self.inner.layout, self.inner.boot).map_err(StoreError::of)?;
         let meta = self.content_meta(body.digest, body.size);
@@ -130,7 +163,7 @@ impl Store {
                 };
                 let mut staged = self.stage_shared();
                 staged.write(&bytes).ok()?;
-                self.place(&mut staged.finish(), None).ok()?;
+                self.place_new(&mut staged.finish(), None).ok()?;
                 Some(row)
             }
         }

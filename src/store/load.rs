@@ -122,7 +122,13 @@ impl Store {
                 if let Ok(mut change) = self.inner.tail.begin() {
                     // Under the lock: it may have been used, put anew or removed meanwhile.
                     match self.find_encoded(&key) {
-                        Some(now) if now.at == row.at => change.put(key, Row { stamp, ..now }),
+                        Some(now) if now.at == row.at => {
+                            if row.stamp.boot == stamp.boot {
+                                // Somebody has put another file in its place, which nobody has synced.
+                                change.sync_file(path);
+                            }
+                            change.put(key, Row { stamp, ..now });
+                        }
                         now => return now.is_some(),
                     }
                 }

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::entry::{Key, Kind, RealmId};
 use crate::store::index::{Covered, Index, IndexError, Op, Owed, sound};
@@ -21,6 +23,9 @@ pub(super) struct Replayed {
     pub covered: Covered,
     pub owed_entries: u64,
     pub was_clean: bool,
+    /// What the last process had not synced, as far as records stand on it.
+    pub segments: Vec<Arc<File>>,
+    pub files: Vec<PathBuf>,
 }
 
 /// Opens the index and brings it up to the end of the log.
@@ -55,8 +60,15 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         now: seconds(clock.now()),
         records: 0,
         skipped: 0,
+        segments: Vec::new(),
+        files: Vec::new(),
     };
     replay.run()?;
+    let (mut segments, mut files) = (replay.segments, replay.files);
+    if before.is_none() {
+        // All of it was replayed, and nearly all of that is on the disk for long.
+        (segments, files) = (Vec::new(), Vec::new());
+    }
     if replay.records > 0 || replay.skipped > 0 {
         tracing::info!(
             records = replay.records,
@@ -70,7 +82,7 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         covered.file_bytes = file_bytes(&index)?;
     }
     let owed_entries = index.read()?.owed_entries()?;
-    Ok(Replayed { index, covered, owed_entries, was_clean })
+    Ok(Replayed { index, covered, owed_entries, was_clean, segments, files })
 }
 
 fn file_bytes(index: &Index) -> Result<u64, IndexError> {
@@ -106,6 +118,8 @@ struct Replay<'a> {
     now: u32,
     records: u64,
     skipped: u64,
+    segments: Vec<Arc<File>>,
+    files: Vec<PathBuf>,
 }
 
 impl Replay<'_> {
@@ -128,6 +142,9 @@ impl Replay<'_> {
                 records.push((Position { segment: number, offset }, len, meta_only(record)));
             })?;
             self.skipped += scanned.skipped;
+            if !records.is_empty() {
+                self.segments.push(Arc::new(file));
+            }
             for (at, len, record) in records {
                 self.apply(at, len, &record)?;
             }
@@ -158,6 +175,9 @@ impl Replay<'_> {
                 };
                 // A file is hashed before its first use: its stamp was lost with the process.
                 let row = row_of(&entry, at, len, Stamp::default(), self.now);
+                if row.place == Place::File {
+                    self.files.push(self.layout.file(&row.digest));
+                }
                 self.ops.push(Op::Put { key: record.key.clone(), row });
                 if let Some(realm) = entry.owed {
                     let owed = Owed { realm, key, size: row.size, since: self.now };

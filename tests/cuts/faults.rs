@@ -146,7 +146,9 @@ impl Sufferer {
 
     fn act(&mut self, store: &Store, at: usize, act: Act) {
         match act {
-            Act::Put { .. } | Act::PutContent { .. } => self.put(store, at, act),
+            Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. } => {
+                self.put(store, at, act);
+            }
             Act::Remove { name } => {
                 let name = workload::opaque(name);
                 store.remove(&name);
@@ -165,6 +167,7 @@ impl Sufferer {
 
     fn put(&mut self, store: &Store, at: usize, act: Act) {
         let (key, body, is_owed) = workload::put_of(at, act).unwrap();
+        let at = act.body_of(at);
         self.bodies.insert(at, body.clone());
         let mut staged = store.stage();
         let written = staged.write(&body);

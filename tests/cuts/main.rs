@@ -41,6 +41,7 @@ const SEED: u64 = 20_261_126;
 /// Set for the process that is watched: where it works.
 const STAGE: &str = "LARDER_CUTS_STAGE";
 const EVICTS: &str = "LARDER_CUTS_EVICTS";
+const FIRST: &str = "LARDER_CUTS_FIRST";
 
 #[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
 fn variable(name: &str) -> Option<String> {
@@ -57,10 +58,10 @@ fn number(name: &str, default: u64) -> u64 {
 fn the_play() {
     let Some(stage) = variable(STAGE) else { return };
     let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: variable(EVICTS).is_some() };
-    workload::play(Path::new(&stage), &plan);
+    workload::play(Path::new(&stage), &plan, variable(FIRST).is_some());
 }
 
-/// Runs the play in a process of its own; what it did to its files.
+/// Runs the play in two processes of its own; what they did to its files.
 fn watch(stage: &Path, plan: &Plan) -> Vec<Event> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuts/recorder.c");
     let (library, trace) = (stage.join("recorder.so"), stage.join("trace"));
@@ -80,8 +81,12 @@ fn watch(stage: &Path, plan: &Plan) -> Vec<Event> {
     if plan.evicts {
         player.env(EVICTS, "1");
     }
-    let output = player.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let run = |player: &mut Command| {
+        let output = player.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(player.env(FIRST, "1"));
+    run(player.env_remove(FIRST));
     trace::read(&std::fs::read(trace).unwrap(), root.to_str().unwrap())
 }
 

@@ -16,6 +16,8 @@ use larder::units::{ByteSize, Clock, Random, Timestamp};
 pub(crate) const REALM: RealmId = RealmId([7; 16]);
 /// Acts in a play.
 const ACTS: usize = 400;
+/// After so many the process is killed, and another one goes on.
+const KILLED: usize = 100;
 /// Names that are put again and again.
 pub(crate) const NAMES: u64 = 40;
 const BEGIN: Timestamp = Timestamp(1_800_000_000 * 1_000_000_000);
@@ -41,18 +43,44 @@ pub(crate) fn clock() -> Clock {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Act {
-    Put { name: u64, len: usize, is_owed: bool },
-    PutContent { len: usize, is_owed: bool },
-    Remove { name: u64 },
+    Put {
+        name: u64,
+        len: usize,
+        is_owed: bool,
+    },
+    PutContent {
+        len: usize,
+        is_owed: bool,
+    },
+    /// Under a name, what an earlier act has put as content.
+    PutSame {
+        name: u64,
+        of: usize,
+        len: usize,
+    },
+    Remove {
+        name: u64,
+    },
     Settle,
     Sync,
     MakeRoom,
 }
 
+impl Act {
+    /// The act whose body this one stores.
+    pub(crate) const fn body_of(self, at: usize) -> usize {
+        match self {
+            Self::PutSame { of, .. } => of,
+            _ => at,
+        }
+    }
+}
+
 pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
     let mut random = Random::new(plan.seed);
     let mut below = |n: u64| random.next_u64() % n;
-    let mut act = |_| {
+    let mut put = None;
+    let mut act = |at: usize| {
         let len = match below(5) {
             0 => 65_537 + below(60_000),
             1 => below(60_000),
@@ -62,7 +90,17 @@ pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
         let is_owed = below(3) == 0;
         match below(20) {
             0..8 => Act::Put { name: below(NAMES), len, is_owed },
-            8..12 => Act::PutContent { len, is_owed },
+            8..10 => Act::PutContent { len, is_owed },
+            10 => {
+                // What is small has no file.
+                let len = 65_537 + len;
+                put = Some((at, len));
+                Act::PutContent { len, is_owed }
+            }
+            11 => match put.take() {
+                Some((of, len)) => Act::PutSame { name: below(NAMES), of, len },
+                None => Act::PutContent { len, is_owed },
+            },
             12 | 13 => Act::Remove { name: below(NAMES) },
             14 | 15 => Act::Settle,
             16 => Act::Sync,
@@ -87,21 +125,33 @@ pub(crate) fn opaque(name: u64) -> Key {
     Key::opaque(REALM, &format!("n{name}")).unwrap()
 }
 
-/// Does it, and says of each act when it is acknowledged.
-pub(crate) fn play(root: &Path, plan: &Plan) {
-    let mut marks = File::create(root.join(crate::trace::MARKS)).unwrap();
+/// Does it, and says of each act when it is acknowledged. A first process is killed in the middle of it,
+/// a second one does the rest.
+pub(crate) fn play(root: &Path, plan: &Plan, is_first: bool) {
+    let marks = root.join(crate::trace::MARKS);
+    let mut marks = File::options().create(true).append(true).open(marks).unwrap();
     let clock = clock();
-    std::fs::create_dir(root.join("store")).unwrap();
+    if is_first {
+        std::fs::create_dir(root.join("store")).unwrap();
+    }
     let mut store = Store::open(&plan.config(root), clock.clone(), Arc::default()).unwrap();
     let mut eviction = Eviction::new(plan.seed);
     let mut names: BTreeSet<Key> = (0..NAMES).map(opaque).collect();
     for (at, act) in acts(plan).into_iter().enumerate() {
+        if (at < KILLED) != is_first {
+            if is_first {
+                // Neither closed nor dropped.
+                std::process::exit(0);
+            }
+            names.extend(put_of(at, act).map(|(key, ..)| key));
+            continue;
+        }
         // One line is one write.
         let mut say = |word: &str, what: &str| {
             marks.write_all(format!("{word} {what}").as_bytes()).unwrap();
         };
         match act {
-            Act::Put { .. } | Act::PutContent { .. } => {
+            Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. } => {
                 let (key, body, is_owed) = put_of(at, act).unwrap();
                 names.insert(key.clone());
                 let mut staged = store.stage();
@@ -156,6 +206,7 @@ pub(crate) fn put_of(at: usize, act: Act) -> Option<(Key, Vec<u8>, bool)> {
             let body = body(at, len);
             Some((Key::content(Digest::of(&body)), body, is_owed))
         }
+        Act::PutSame { name, of, len } => Some((opaque(name), body(of, len), false)),
         _ => None,
     }
 }
@@ -195,14 +246,17 @@ impl Play {
         for (at, act) in acts(plan).into_iter().enumerate() {
             let mut state = play.states[at].clone();
             match act {
-                Act::Put { .. } | Act::PutContent { .. } if !refused.contains(&at) => {
+                Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. }
+                    if !refused.contains(&at) =>
+                {
                     let (key, body, is_owed) = put_of(at, act).unwrap();
-                    state.entries.insert(key.clone(), at);
+                    let of = act.body_of(at);
+                    state.entries.insert(key.clone(), of);
                     if is_owed {
                         state.owed.retain(|owed| *owed != key);
                         state.owed.push(key.clone());
                     }
-                    play.bodies.insert(at, body);
+                    play.bodies.insert(of, body);
                     play.names.insert(key);
                 }
                 Act::Remove { name } => drop(state.entries.remove(&opaque(name))),

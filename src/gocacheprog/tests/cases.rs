@@ -283,7 +283,7 @@ fn a_warm_get_needs_no_daemon() {
         let mut body = staged.finish();
         let mut meta = Meta::new(body.digest, body.size, Timestamp(0), Class::Other);
         meta.c_env = c_env;
-        store.place(&mut body, None).unwrap();
+        store.place(&mut body).unwrap();
         store.record_go(&Key::go(REALM, Digest(action)), &meta, None).unwrap();
     }
     store.close();

@@ -50,8 +50,10 @@ impl Tail {
         covered.file_bytes = self.file_bytes.load(Ordering::Relaxed);
         let mut segments = std::mem::take(&mut state.unsynced_segments);
         segments.push(state.file.clone());
-        let files = std::mem::take(&mut state.unsynced_files);
+        let mut files = std::mem::take(&mut state.unsynced_files);
         drop(state);
+        files.sort_unstable();
+        files.dedup();
 
         self.sync(&segments, &files);
         let result = self.index.commit(&ops, &covered);
