@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::entry::{Digest, Key};
-use crate::store::record::{EntryMeta, Place, Row};
+use crate::store::record::{EntryMeta, Place, Row, Stamp};
 use crate::store::{OPEN_SEGMENTS_MAX, Store, Stored, file, layout, segment};
 
 impl Store {
@@ -123,8 +123,9 @@ impl Store {
                     // Under the lock: it may have been used, put anew or removed meanwhile.
                     match self.find_encoded(&key) {
                         Some(now) if now.at == row.at => {
-                            if row.stamp.boot == stamp.boot {
-                                // Somebody has put another file in its place, which nobody has synced.
+                            // Not only of another boot: somebody has put another file in its place, or a
+                            // replay knew of none, and nobody may have synced it.
+                            if (Stamp { boot: stamp.boot, ..row.stamp }) != stamp {
                                 change.sync_file(path);
                             }
                             change.put(key, Row { stamp, ..now });

@@ -17,6 +17,8 @@ use crate::units::Clock;
 
 /// Operations in one commit of a replay.
 const BATCH: usize = 20_000;
+/// Segments that a killed process may not have synced, and more: it did so every second.
+const RECENT: usize = 16;
 
 pub(super) struct Replayed {
     pub index: Index,
@@ -60,15 +62,12 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         now: seconds(clock.now()),
         records: 0,
         skipped: 0,
+        before: before.unwrap_or_default(),
         segments: Vec::new(),
         files: Vec::new(),
     };
     replay.run()?;
-    let (mut segments, mut files) = (replay.segments, replay.files);
-    if before.is_none() {
-        // All of it was replayed, and nearly all of that is on the disk for long.
-        (segments, files) = (Vec::new(), Vec::new());
-    }
+    let (segments, files) = (replay.segments, replay.files);
     if replay.records > 0 || replay.skipped > 0 {
         tracing::info!(
             records = replay.records,
@@ -118,6 +117,8 @@ struct Replay<'a> {
     now: u32,
     records: u64,
     skipped: u64,
+    /// As the index has it until what was replayed is synced: who starts after us begins here again.
+    before: Covered,
     segments: Vec<Arc<File>>,
     files: Vec<PathBuf>,
 }
@@ -125,7 +126,10 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn run(&mut self) -> Result<(), IndexError> {
         let from = self.covered.position;
-        for number in segment::list(&self.layout.segments())? {
+        let all = segment::list(&self.layout.segments())?;
+        // All others are on the disk for long, also where the index is built anew.
+        let recent = all.len().saturating_sub(RECENT);
+        for (nth, number) in all.into_iter().enumerate() {
             if number < from.segment {
                 continue;
             }
@@ -142,11 +146,12 @@ impl Replay<'_> {
                 records.push((Position { segment: number, offset }, len, meta_only(record)));
             })?;
             self.skipped += scanned.skipped;
-            if !records.is_empty() {
+            let is_recent = nth >= recent;
+            if is_recent && !records.is_empty() {
                 self.segments.push(Arc::new(file));
             }
             for (at, len, record) in records {
-                self.apply(at, len, &record)?;
+                self.apply(at, len, &record, is_recent)?;
             }
             self.covered.position = Position {
                 segment: number,
@@ -156,7 +161,13 @@ impl Replay<'_> {
         self.commit()
     }
 
-    fn apply(&mut self, at: Position, len: u32, record: &Record) -> Result<(), IndexError> {
+    fn apply(
+        &mut self,
+        at: Position,
+        len: u32,
+        record: &Record,
+        is_recent: bool,
+    ) -> Result<(), IndexError> {
         self.records += 1;
         match record.tag {
             Tag::Realm => {
@@ -175,7 +186,7 @@ impl Replay<'_> {
                 };
                 // A file is hashed before its first use: its stamp was lost with the process.
                 let row = row_of(&entry, at, len, Stamp::default(), self.now);
-                if row.place == Place::File {
+                if row.place == Place::File && is_recent {
                     self.files.push(self.layout.file(&row.digest));
                 }
                 self.ops.push(Op::Put { key: record.key.clone(), row });
@@ -193,10 +204,10 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Positions are only covered at the end of a segment; repeating operations is harmless.
+    /// Repeating operations is harmless: they come in the same order, and under the same numbers.
     fn commit(&mut self) -> Result<(), IndexError> {
         if !self.ops.is_empty() {
-            self.index.commit(&self.ops, &self.covered)?;
+            self.index.commit(&self.ops, &self.before)?;
             self.ops.clear();
         }
         Ok(())

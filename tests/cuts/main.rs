@@ -27,7 +27,7 @@ use disk::Disk;
 use failing::Control;
 use faults::{Fault, Sufferer};
 use trace::Event;
-use workload::{Plan, Play};
+use workload::{Part, Plan, Play};
 
 /// Cuts in a plain `cargo test`; more are for those who ask.
 const CUTS: u64 = 300;
@@ -41,7 +41,7 @@ const SEED: u64 = 20_261_126;
 /// Set for the process that is watched: where it works.
 const STAGE: &str = "LARDER_CUTS_STAGE";
 const EVICTS: &str = "LARDER_CUTS_EVICTS";
-const FIRST: &str = "LARDER_CUTS_FIRST";
+const PART: &str = "LARDER_CUTS_PART";
 
 #[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
 fn variable(name: &str) -> Option<String> {
@@ -58,10 +58,15 @@ fn number(name: &str, default: u64) -> u64 {
 fn the_play() {
     let Some(stage) = variable(STAGE) else { return };
     let plan = Plan { seed: number("LARDER_SEED", SEED), evicts: variable(EVICTS).is_some() };
-    workload::play(Path::new(&stage), &plan, variable(FIRST).is_some());
+    let part = match variable(PART).as_deref() {
+        Some("first") => Part::First,
+        Some("start") => Part::Start,
+        _ => Part::Rest,
+    };
+    workload::play(Path::new(&stage), &plan, part);
 }
 
-/// Runs the play in two processes of its own; what they did to its files.
+/// Runs the play in processes of its own; what they did to its files.
 fn watch(stage: &Path, plan: &Plan) -> Vec<Event> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuts/recorder.c");
     let (library, trace) = (stage.join("recorder.so"), stage.join("trace"));
@@ -85,8 +90,9 @@ fn watch(stage: &Path, plan: &Plan) -> Vec<Event> {
         let output = player.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    run(player.env(FIRST, "1"));
-    run(player.env_remove(FIRST));
+    for part in ["first", "start", "rest"] {
+        run(player.env(PART, part));
+    }
     trace::read(&std::fs::read(trace).unwrap(), root.to_str().unwrap())
 }
 

@@ -18,6 +18,7 @@ pub(crate) const REALM: RealmId = RealmId([7; 16]);
 const ACTS: usize = 400;
 /// After so many the process is killed, and another one goes on.
 const KILLED: usize = 100;
+const UNSYNCED: usize = 20;
 /// Names that are put again and again.
 pub(crate) const NAMES: u64 = 40;
 const BEGIN: Timestamp = Timestamp(1_800_000_000 * 1_000_000_000);
@@ -108,7 +109,15 @@ pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
             _ => Act::Sync,
         }
     };
-    (0..ACTS).map(&mut act).collect()
+    let mut all: Vec<Act> = (0..ACTS).map(&mut act).collect();
+    // What comes last before the kill is put, and not synced; nothing is settled that was not synced.
+    for (at, act) in all.iter_mut().enumerate().take(KILLED).skip(KILLED - UNSYNCED) {
+        if !matches!(act, Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. }) {
+            *act = Act::PutContent { len: 70_000 * (at % 2), is_owed: at % 3 == 0 };
+        }
+    }
+    all[KILLED - UNSYNCED] = Act::Sync;
+    all
 }
 
 /// The body that the n-th act puts.
@@ -125,21 +134,31 @@ pub(crate) fn opaque(name: u64) -> Key {
     Key::opaque(REALM, &format!("n{name}")).unwrap()
 }
 
-/// Does it, and says of each act when it is acknowledged. A first process is killed in the middle of it,
-/// a second one does the rest.
-pub(crate) fn play(root: &Path, plan: &Plan, is_first: bool) {
+/// Who plays: a process that is killed, one that is killed as it starts, and one that does the rest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    First,
+    Start,
+    Rest,
+}
+
+/// Does it, and says of each act when it is acknowledged.
+pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
     let marks = root.join(crate::trace::MARKS);
     let mut marks = File::options().create(true).append(true).open(marks).unwrap();
     let clock = clock();
-    if is_first {
+    if part == Part::First {
         std::fs::create_dir(root.join("store")).unwrap();
     }
     let mut store = Store::open(&plan.config(root), clock.clone(), Arc::default()).unwrap();
+    if part == Part::Start {
+        std::process::exit(0);
+    }
     let mut eviction = Eviction::new(plan.seed);
     let mut names: BTreeSet<Key> = (0..NAMES).map(opaque).collect();
     for (at, act) in acts(plan).into_iter().enumerate() {
-        if (at < KILLED) != is_first {
-            if is_first {
+        if (at < KILLED) != (part == Part::First) {
+            if part == Part::First {
                 // Neither closed nor dropped.
                 std::process::exit(0);
             }
@@ -252,6 +271,10 @@ impl Play {
                     let (key, body, is_owed) = put_of(at, act).unwrap();
                     let of = act.body_of(at);
                     state.entries.insert(key.clone(), of);
+                    if let Act::PutSame { .. } = act {
+                        // It may have made room for others meanwhile, and is put with its name.
+                        state.entries.insert(Key::content(Digest::of(&body)), of);
+                    }
                     if is_owed {
                         state.owed.retain(|owed| *owed != key);
                         state.owed.push(key.clone());
