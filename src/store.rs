@@ -189,20 +189,18 @@ impl Store {
                 lock,
             }),
         };
-        store.sync_what_was_replayed(replayed.segments, replayed.files);
+        if replayed.is_any {
+            store.finish_replay(replayed.files);
+        }
         store.start_committer().map_err(io)?;
         Ok(store)
     }
 
-    /// The first commit syncs what a process that was killed had not: the index has it now, and no later
-    /// start will look there again.
-    fn sync_what_was_replayed(&self, segments: Vec<Arc<File>>, files: Vec<PathBuf>) {
-        if segments.is_empty() {
-            return;
-        }
+    /// The first commit syncs the files that were replayed, and covers what was: no later start replays it.
+    fn finish_replay(&self, files: Vec<PathBuf>) {
         let current = self.inner.tail.current_segment();
         if let Ok(mut change) = self.inner.tail.begin() {
-            change.sync(segments, files);
+            files.into_iter().for_each(|path| change.sync_file(path));
             // Who has nothing to commit syncs nothing.
             change.segment_touched(current, seconds(self.inner.clock.now()));
         }

@@ -189,9 +189,12 @@ impl Layout {
                 File::open("/dev/urandom")
                     .and_then(|mut f| f.read_exact(&mut noise))
                     .map_err(io)?;
+                let sync = || File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io);
                 write_whole(&self.nonce(), &Digest(noise).to_string()).map_err(io)?;
+                // Nobody looks for what a store needs where the format is.
+                sync()?;
                 write_whole(&path, FORMAT).map_err(io)?;
-                File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)
+                sync()
             }
         }
     }

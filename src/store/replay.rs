@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use crate::entry::{Key, Kind, RealmId};
 use crate::store::index::{Covered, Index, IndexError, Op, Owed, sound};
@@ -25,8 +24,8 @@ pub(super) struct Replayed {
     pub covered: Covered,
     pub owed_entries: u64,
     pub was_clean: bool,
-    /// What the last process had not synced, as far as records stand on it.
-    pub segments: Vec<Arc<File>>,
+    pub is_any: bool,
+    /// What the last process may not have synced, which the first commit is to do.
     pub files: Vec<PathBuf>,
 }
 
@@ -67,7 +66,7 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         files: Vec::new(),
     };
     replay.run()?;
-    let (segments, files) = (replay.segments, replay.files);
+    let (is_any, files) = (replay.records > 0, replay.files);
     if replay.records > 0 || replay.skipped > 0 {
         tracing::info!(
             records = replay.records,
@@ -81,7 +80,7 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         covered.file_bytes = file_bytes(&index)?;
     }
     let owed_entries = index.read()?.owed_entries()?;
-    Ok(Replayed { index, covered, owed_entries, was_clean, segments, files })
+    Ok(Replayed { index, covered, owed_entries, was_clean, is_any, files })
 }
 
 fn file_bytes(index: &Index) -> Result<u64, IndexError> {
@@ -119,7 +118,8 @@ struct Replay<'a> {
     skipped: u64,
     /// As the index has it until what was replayed is synced: who starts after us begins here again.
     before: Covered,
-    segments: Vec<Arc<File>>,
+    /// Not synced yet.
+    segments: Vec<File>,
     files: Vec<PathBuf>,
 }
 
@@ -148,7 +148,7 @@ impl Replay<'_> {
             self.skipped += scanned.skipped;
             let is_recent = nth >= recent;
             if is_recent && !records.is_empty() {
-                self.segments.push(Arc::new(file));
+                self.segments.push(file);
             }
             for (at, len, record) in records {
                 self.apply(at, len, &record, is_recent)?;
@@ -207,6 +207,12 @@ impl Replay<'_> {
     /// Repeating operations is harmless: they come in the same order, and under the same numbers.
     fn commit(&mut self) -> Result<(), IndexError> {
         if !self.ops.is_empty() {
+            // What the index has had so far is on the disk; what it says from now on must be, too.
+            for segment in self.segments.drain(..) {
+                if let Err(error) = segment.sync_data() {
+                    tracing::warn!(%error, "store: cannot sync a segment");
+                }
+            }
             self.index.commit(&self.ops, &self.before)?;
             self.ops.clear();
         }

@@ -318,11 +318,6 @@ impl Change<'_> {
         self.push(Op::SegmentGone { segment });
     }
 
-    pub(super) fn sync(&mut self, segments: Vec<Arc<File>>, files: Vec<PathBuf>) {
-        self.state.unsynced_segments.extend(segments);
-        self.state.unsynced_files.extend(files);
-    }
-
     pub(super) fn sync_file(&mut self, path: PathBuf) {
         self.state.unsynced_files.push(path);
     }
