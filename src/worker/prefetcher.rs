@@ -25,6 +25,8 @@ use crate::units::show_count;
 use crate::worker::desk::Desk;
 use crate::worker::prefetcher::plan::{Plan, Unit};
 use crate::worker::prefetcher::queue::Queue;
+use crate::worker::prefetcher::stream::Keeping;
+use crate::worker::prefetcher::turns::Turns;
 
 mod plan;
 mod queue;
@@ -43,9 +45,12 @@ const AHEAD_MS: f64 = 400.0;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Frames that are under way at once; each stands in memory until it is whole.
 const UNDER_WAY_MAX: u64 = 32 << 20;
+/// Frames that are being unpacked, so that what arrives faster waits where it costs no memory.
+const UNPACKING_MAX: usize = 3;
 
 pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
     let mut shutdown = cache.tasks().shutdown_signal();
+    let turns = Arc::new(Turns::new(UNPACKING_MAX));
     loop {
         desk.woke();
         desk.set_state("idle");
@@ -54,18 +59,18 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
             forecast = cache.forecasts().next() => forecast,
             () = shutdown.wait() => return,
         };
-        cache.tasks().spawn("prefetch", follow(cache.clone(), forecast));
+        cache.tasks().spawn("prefetch", follow(cache.clone(), forecast, turns.clone()));
     }
 }
 
 /// One forecast, from its manifests to its end.
-async fn follow(cache: Cache, forecast: Arc<Forecast>) {
+async fn follow(cache: Cache, forecast: Arc<Forecast>, turns: Arc<Turns>) {
     let mut shutdown = cache.tasks().shutdown_signal();
     loop {
         let knew_parents = forecast.has_parents();
         let is_cut = tokio::select! {
             biased;
-            is_cut = fulfil(&cache, &forecast) => is_cut,
+            is_cut = fulfil(&cache, &forecast, &turns) => is_cut,
             () = shutdown.wait() => false,
         };
         forecast.finish();
@@ -103,7 +108,7 @@ async fn hears_of_parents(forecast: &Forecast, shutdown: &mut Shutdown) -> bool 
 }
 
 /// Whether it ended because nobody wants it any more.
-async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) -> bool {
+async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>, turns: &Arc<Turns>) -> bool {
     let found = sources::read(cache, forecast).await;
     if found.is_empty() {
         forecast.nothing();
@@ -121,7 +126,7 @@ async fn fulfil(cache: &Cache, forecast: &Arc<Forecast>) -> bool {
         forecast.nothing();
         return false;
     };
-    fetch_all(cache, forecast, units).await
+    fetch_all(cache, forecast, turns, units).await
 }
 
 /// Learns once more from the manifests where frames stand.
@@ -149,12 +154,18 @@ type End = mpsc::Sender<Infallible>;
 
 /// Fetches in order of first use, a few at a time, while somebody wants it and there is room;
 /// returns when all of it is kept. Whether something is left because nobody does.
-async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) -> bool {
+async fn fetch_all(
+    cache: &Cache,
+    forecast: &Arc<Forecast>,
+    turns: &Arc<Turns>,
+    units: Vec<Unit>,
+) -> bool {
     let total = units.len();
     forecast.fetching();
     let (end, mut ends) = mpsc::channel(1);
+    let keeping = Keeping { turns: turns.clone(), end };
     let mut queue = Queue::new(units);
-    let order = stream::Order::begin();
+    let order = stream::Order::begin(turns);
     let mut flying = FuturesUnordered::new();
     // Parts of objects that come whole or not at all.
     let mut returned: Vec<Unit> = Vec::new();
@@ -175,7 +186,8 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
                 coming += size;
                 width.add(more);
                 order.settle(&mut unit.parts, is_urgent);
-                let fetching = stream::fetch(cache.clone(), forecast.clone(), unit, end.clone());
+                let fetching =
+                    stream::fetch(cache.clone(), forecast.clone(), unit, keeping.clone());
                 flying.push(fetching.map(move |unit| (unit, size, more)));
             } else {
                 leave(forecast, &unit);
@@ -202,7 +214,7 @@ async fn fetch_all(cache: &Cache, forecast: &Arc<Forecast>, units: Vec<Unit>) ->
     // Whoever needs what is left asks for it.
     let is_cut = !queue.is_empty();
     queue.into_units().for_each(|unit| leave(forecast, &unit));
-    drop(end);
+    drop(keeping);
     // Nobody sends: it is over when all who could have ended.
     while ends.recv().await.is_some() {}
     tracing::debug!(

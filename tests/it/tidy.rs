@@ -158,6 +158,43 @@ fn every_file_says_what_lives_there_and_fits() {
 }
 
 /// Names and lengths of functions, by indentation.
+/// What belongs to the process and not to a daemon in it: names of files, the memory that all bodies take,
+/// tools that a thread keeps, what a command has printed.
+const OF_THE_PROCESS: &[&str] = &[
+    "COMPRESSOR",
+    "DECOMPRESSOR",
+    "HELD",
+    "IS_LOST",
+    "NEXT_NAME",
+    "PIECES",
+    "PLACES",
+    "RECEIVED",
+    "STREAMS",
+];
+
+/// Turns at unpacking were the process's once: simulations beside each other waited for one another's, and
+/// one seed gave two traces.
+#[test]
+fn what_changes_belongs_to_a_daemon() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| !is_of_tests(path)) {
+        for line in code(text).lines() {
+            let mut words = line.split_whitespace().skip_while(|word| word.starts_with("pub"));
+            let (Some("static"), Some(name), Some(kind)) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            let name = name.trim_end_matches(':');
+            let is_table = kind.starts_with('[');
+            if !is_table && !OF_THE_PROCESS.contains(&name) {
+                wrong.push(format!("{}: {name}", path.display()));
+            }
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut out = Vec::new();

@@ -16,13 +16,17 @@ use crate::worker::prefetcher::End;
 use crate::worker::prefetcher::plan::{Part, Unit};
 use crate::worker::prefetcher::turns::Turns;
 
-/// Frames that are being unpacked, so that what arrives faster waits where it costs no memory.
-const UNPACKING_MAX: usize = 3;
 /// Transfers that last less say nothing about bandwidth.
 const MEASURED_FROM: u64 = 256 << 10;
 
-/// Turns at unpacking, shared by all streams: what was used first goes first, whichever stream brings it.
-static TURNS: Turns = Turns::new(UNPACKING_MAX);
+/// What it takes to keep a frame.
+#[derive(Clone)]
+pub(super) struct Keeping {
+    /// At unpacking, shared by all streams: what was used first goes first, whichever stream brings it.
+    pub(super) turns: Arc<Turns>,
+    /// Held until it is kept.
+    pub(super) end: End,
+}
 
 /// In which order a build's frames are unpacked, among themselves and with those of others.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +36,8 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn begin() -> Self {
-        Self { before: TURNS.taken() }
+    pub(super) fn begin(turns: &Turns) -> Self {
+        Self { before: turns.taken() }
     }
 
     /// Frames are cut out of a stream one after the other, so that each is needed as soon as those behind
@@ -53,7 +57,7 @@ pub(super) async fn fetch(
     cache: Cache,
     forecast: Arc<Forecast>,
     unit: Unit,
-    end: End,
+    keeping: Keeping,
 ) -> Option<Unit> {
     let Some(name) = &unit.name else {
         let expected = unit.parts.into_iter().flat_map(|part| part.expected);
@@ -71,7 +75,7 @@ pub(super) async fn fetch(
         None => upstream.backend.get(name).await,
     };
     let headed = cache.clock().elapsed();
-    let got = receive(&cache, &forecast, unit, start, fetched, &end).await;
+    let got = receive(&cache, &forecast, unit, start, fetched, &keeping).await;
     let took = cache.clock().elapsed().saturating_sub(headed);
     if got >= MEASURED_FROM && took > Duration::ZERO {
         cache.learn_transfer(&upstream, got, took.min(alone(&forecast, got)));
@@ -97,7 +101,7 @@ async fn receive(
     unit: Unit,
     start: u64,
     fetched: Result<Option<Fetched>, BackendError>,
-    whole: &End,
+    keeping: &Keeping,
 ) -> u64 {
     let realm = unit.realm.id;
     let mut parts: VecDeque<Part> = unit.parts.into();
@@ -132,7 +136,7 @@ async fn receive(
             if let Some(part) = parts.pop_front() {
                 forecast.arrived_bytes.fetch_add(part.at.end - part.at.start, Ordering::Relaxed);
                 let frame = std::mem::take(&mut frame);
-                keep(cache, forecast, realm, part, frame, whole.clone()).await;
+                keep(cache, forecast, realm, part, frame, keeping.clone()).await;
             }
         }
         at += chunk.len() as u64;
@@ -148,9 +152,9 @@ async fn keep(
     realm: crate::entry::RealmId,
     part: Part,
     frame: Vec<Bytes>,
-    end: End,
+    Keeping { turns, end }: Keeping,
 ) {
-    let turn = TURNS.take(part.turn).await;
+    let turn = turns.take(part.turn).await;
     let (worker, forecast) = (cache.clone(), forecast.clone());
     let keeping = async move {
         let work = {

@@ -4,7 +4,7 @@
 //! would come no sooner than what it needs last.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -24,7 +24,7 @@ struct State {
 
 /// One's turn, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn(&'static Turns);
+pub(super) struct Turn(Option<Arc<Turns>>);
 
 impl Turns {
     pub(super) const fn new(most: usize) -> Self {
@@ -32,13 +32,13 @@ impl Turns {
     }
 
     /// Waits for one's turn; whose number is lower goes first.
-    pub(super) async fn take(&'static self, needed: u64) -> Turn {
+    pub(super) async fn take(self: &Arc<Self>, needed: u64) -> Turn {
         let turn = {
             let mut state = self.state();
             state.taken += 1;
             if let Some(left) = state.free.checked_sub(1) {
                 state.free = left;
-                return Turn(self);
+                return Turn(Some(self.clone()));
             }
             state.came += 1;
             let (next, turn) = oneshot::channel();
@@ -55,7 +55,7 @@ impl Turns {
     }
 
     /// Hands a turn on, or keeps it for whoever comes.
-    fn give(&'static self) {
+    fn give(self: &Arc<Self>) {
         loop {
             let mut state = self.state();
             let Some((_, next)) = state.waiting.pop_first() else {
@@ -63,10 +63,10 @@ impl Turns {
                 return;
             };
             drop(state);
-            match next.send(Turn(self)) {
+            match next.send(Turn(Some(self.clone()))) {
                 Ok(()) => return,
                 // Gone meanwhile: the turn is the next one's.
-                Err(turn) => std::mem::forget(turn),
+                Err(turn) => turn.forget(),
             }
         }
     }
@@ -76,9 +76,18 @@ impl Turns {
     }
 }
 
+impl Turn {
+    /// It is not handed on.
+    fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.give();
+        if let Some(turns) = &self.0 {
+            turns.give();
+        }
     }
 }
 
@@ -88,13 +97,9 @@ mod tests {
 
     use super::*;
 
-    fn turns(most: usize) -> &'static Turns {
-        Box::leak(Box::new(Turns::new(most)))
-    }
-
     #[test]
     fn whose_work_is_needed_first_goes_first() {
-        let turns = turns(2);
+        let turns = Arc::new(Turns::new(2));
         let first = turns.take(9).now_or_never().unwrap();
         let second = turns.take(9).now_or_never().unwrap();
         let mut waiting: Vec<_> = [5, 3, 7, 3].map(|needed| Box::pin(turns.take(needed))).into();
@@ -119,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_turn_of_one_who_has_gone_is_the_next_ones() {
-        let turns = turns(1);
+        let turns = Arc::new(Turns::new(1));
         let held = turns.take(0).now_or_never().unwrap();
         let mut gone = Box::pin(turns.take(1));
         let mut told = Box::pin(turns.take(2));
