@@ -100,19 +100,15 @@ impl Frontend {
 }
 
 /// Serves until the connection ends, and asks it to when nothing was asked for so long.
-async fn until_ended<S, V, B>(
+async fn until_ended<S, V>(
     connection: http2::Connection<TokioIo<Patient<Rewound<S>>>, V, Streams>,
     activity: &Activity,
     patience: impl Fn() -> Duration,
     shutdown: &mut Shutdown,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
-    V: HttpService<Incoming, ResBody = B>,
-    V::Future: Send + 'static,
-    V::Error: Into<Failure>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Failure>,
+    V: HttpService<Incoming, Future: Send + 'static>,
+    V::ResBody: Body<Data: Send, Error: Into<Failure>> + Send + 'static,
 {
     tokio::pin!(connection);
     let (mut seen, mut is_ending) = (activity.quiet(), false);
@@ -141,7 +137,7 @@ async fn until_ended<S, V, B>(
 
 /// Serves until the connection ends, or until it idles: then as it is without hyper. Half a question that
 /// was there before counts as its first one, so that nobody gets more time for it by being slow.
-async fn until_idle<S, V, B>(
+async fn until_idle<S, V>(
     mut connection: Driven<S, V>,
     activity: &Activity,
     patience: Duration,
@@ -149,11 +145,7 @@ async fn until_idle<S, V, B>(
 ) -> Option<Rewound<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    V: HttpService<Incoming, ResBody = B> + Unpin,
-    V::Future: Unpin,
-    V::Error: Into<Failure>,
-    B: Body + 'static,
-    B::Error: Into<Failure>,
+    V: HttpService<Incoming, Future: Unpin, ResBody: Body<Error: Into<Failure>> + 'static> + Unpin,
 {
     let (first, mut is_ending) = (activity.begun(), false);
     // What was seen last, and for how long.
@@ -191,14 +183,10 @@ where
 }
 
 /// Between two messages hyper lets go at once, and writes and closes nothing; else it ends with the answer.
-fn is_let_go<S, V, B>(connection: &mut Driven<S, V>) -> bool
+fn is_let_go<S, V>(connection: &mut Driven<S, V>) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    V: HttpService<Incoming, ResBody = B> + Unpin,
-    V::Future: Unpin,
-    V::Error: Into<Failure>,
-    B: Body + 'static,
-    B::Error: Into<Failure>,
+    V: HttpService<Incoming, Future: Unpin, ResBody: Body<Error: Into<Failure>> + 'static> + Unpin,
 {
     Pin::new(&mut *connection).graceful_shutdown();
     let left = std::future::poll_fn(|context| connection.poll_without_shutdown(context));
@@ -206,14 +194,10 @@ where
 }
 
 /// The connection without hyper, and with what has come of the next question.
-fn taken<S, V, B>(connection: Driven<S, V>) -> Rewound<S>
+fn taken<S, V>(connection: Driven<S, V>) -> Rewound<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    V: HttpService<Incoming, ResBody = B> + Unpin,
-    V::Future: Unpin,
-    V::Error: Into<Failure>,
-    B: Body + 'static,
-    B::Error: Into<Failure>,
+    V: HttpService<Incoming, Future: Unpin, ResBody: Body<Error: Into<Failure>> + 'static> + Unpin,
 {
     let parts = connection.into_parts();
     let mut stream = parts.io.into_inner().into_inner();
