@@ -13,7 +13,7 @@ use crate::cache::{Cache, policy};
 use crate::entry::{Class, Digest, Key, Kind, Meta, RealmId, Why};
 use crate::store::file::Finished;
 use crate::store::record::Row;
-use crate::store::segment::INLINE_MAX;
+use crate::store::segment::INLINE_BODY_MAX;
 
 /// Bodies that find no room on disk are passed on from memory up to this size.
 const HELD_MAX: u64 = 8 << 20;
@@ -154,7 +154,7 @@ impl Cache {
         mut fetched: Fetched,
         limit: u64,
     ) -> Result<Finished, Why> {
-        let small = fetched.len.is_some_and(|len| len <= INLINE_MAX as u64);
+        let small = fetched.len.is_some_and(|len| len <= INLINE_BODY_MAX as u64);
         let mut staged =
             if small { self.inner.store.stage() } else { self.inner.store.stage_shared() };
         let mut begun = false;

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::entry::{Key, Meta};
-use crate::store::segment::INLINE_MAX;
+use crate::store::segment::INLINE_BODY_MAX;
 
 /// Larger bodies stay on disk, where the page cache keeps what is hot.
 pub const ENTRY_MAX: u64 = 1 << 20;
 /// What an entry weighs besides its body: key, meta, and moka's own book-keeping.
 const OVERHEAD: u32 = 384;
 /// Smaller bodies have no file to come from, and fit into what the kernel takes of an answer.
-const COUNTED_FROM: u64 = INLINE_MAX as u64;
+const COUNTED_FROM: u64 = INLINE_BODY_MAX as u64;
 /// Large bodies on their way to clients may take this part of the limit, and no more than that: those who
 /// read fast give them back at once, and few are enough for them.
 const LENT_SHARE: u64 = 16;
@@ -145,7 +145,7 @@ mod tests {
         assert!(memory.lend(large.clone()).is_none(), "a part of it is held");
         drop(part);
         assert!(memory.lend(large).is_some());
-        let small = Bytes::from(vec![7; INLINE_MAX]);
+        let small = Bytes::from(vec![7; INLINE_BODY_MAX]);
         assert!(memory.lend(small).is_some(), "it has no file");
     }
 

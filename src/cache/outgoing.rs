@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zstd::bulk::Compressor;
 
 use crate::cache::Cache;
-use crate::entry::action::{Frame, GoEntry, INLINE_MAX};
+use crate::entry::action::{Frame, GoEntry, INLINE_FRAME_MAX};
 use crate::entry::{Digest, Id, Key};
 use crate::store::record::{Place, Row};
 
@@ -54,7 +54,7 @@ impl Cache {
             return Some(Outgoing { entry, frame: None });
         }
         let frame = self.frame_of(row)?;
-        if frame.len() <= INLINE_MAX {
+        if frame.len() <= INLINE_FRAME_MAX {
             entry.frame = Frame::Inline(frame);
             return Some(Outgoing { entry, frame: None });
         }

@@ -13,7 +13,7 @@ use crate::units::Timestamp;
 
 /// Frames up to this size travel inside the action's value, and once more in a manifest's pack: they
 /// are 2 % of the bytes of `std`, where those up to 64 KiB would be 12 %.
-pub const INLINE_MAX: usize = 16 << 10;
+pub const INLINE_FRAME_MAX: usize = 16 << 10;
 
 /// Version of this encoding; another one is a miss.
 const VERSION: &str = "1";

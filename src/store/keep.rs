@@ -8,20 +8,20 @@ use crate::entry::{Digest, Key, Kind, Meta, RealmId};
 use crate::store::file::{Finished, Staged};
 use crate::store::index::Owed;
 use crate::store::record::{EntryMeta, Place, Row, Stamp};
-use crate::store::segment::{INLINE_MAX, Position, Tag};
+use crate::store::segment::{INLINE_BODY_MAX, Position, Tag};
 use crate::store::tail::{Append, Change};
 use crate::store::{Put, Store, StoreError, Stored, layout, row_of, seconds};
 
 impl Store {
     /// A body on its way in; up to 64 KiB stay in memory.
     pub fn stage(&self) -> Staged {
-        Staged::new(&self.inner.layout, INLINE_MAX)
+        Staged::new(&self.inner.layout, INLINE_BODY_MAX)
     }
 
     /// The same for a body of this size, as far as anybody says: one that will be a file is one from its
     /// first byte, so that senders who stop halfway hold no memory.
     pub fn stage_of(&self, size: u64) -> Staged {
-        if size > INLINE_MAX as u64 { self.stage_shared() } else { self.stage() }
+        if size > INLINE_BODY_MAX as u64 { self.stage_shared() } else { self.stage() }
     }
 
     /// A body on its way in that others read along: always a file.

@@ -20,9 +20,9 @@ pub const HEADER: usize = 24;
 /// A segment is closed when the next record would pass this size.
 pub const SEGMENT_MAX: u64 = 128 << 20;
 /// Bodies up to this size live in segments, larger ones in files of their own.
-pub const INLINE_MAX: usize = 64 << 10;
+pub const INLINE_BODY_MAX: usize = 64 << 10;
 /// No record is larger: the largest body, a key, and a meta with its headers.
-pub const RECORD_MAX: usize = INLINE_MAX + (16 << 10);
+pub const RECORD_MAX: usize = INLINE_BODY_MAX + (16 << 10);
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! none more.
 
 use crate::cache::FETCH_WAIT;
-use crate::entry::action::INLINE_MAX;
+use crate::entry::action::INLINE_FRAME_MAX;
 
 /// What a session may wait for the network before any hit has saved anything.
 pub const GRACE_MS: u64 = 1000;
@@ -223,7 +223,7 @@ fn plan(known: &Known, upstream: &Upstream) -> Option<Plan> {
         // A package that hits has its output asked for next.
         Known::Unlisted | Known::NoManifest => singly.expected_ms += rate_of(upstream) * latency_ms,
         // The action says where the frame is.
-        Known::Listed { frame_bytes, .. } if *frame_bytes > INLINE_MAX as u64 => {
+        Known::Listed { frame_bytes, .. } if *frame_bytes > INLINE_FRAME_MAX as u64 => {
             singly.expected_ms += rate_of(upstream) * latency_ms;
             singly.hit_ms += latency_ms;
             singly.late_ms += latency_ms * PATIENCE;

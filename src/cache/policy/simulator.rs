@@ -11,7 +11,7 @@ use crate::cache::policy::group::{Groups, Member, Needs, subkey};
 use crate::cache::policy::statistics::{Kind, Statistics};
 use crate::cache::policy::waiting::Waiting;
 use crate::entry::Digest;
-use crate::entry::action::INLINE_MAX;
+use crate::entry::action::INLINE_FRAME_MAX;
 use crate::units::{Random, Timestamp};
 
 mod tests;
@@ -266,7 +266,7 @@ impl<'a> Game<'a> {
             return (head, false);
         }
         // The action says where a longer frame is.
-        let apart = if bytes > INLINE_MAX as u64 { latency_ms } else { 0.0 };
+        let apart = if bytes > INLINE_FRAME_MAX as u64 { latency_ms } else { 0.0 };
         let starts = (head + apart).max(self.link_free);
         let ms = bytes as f64 / bytes_per_ms;
         if matches!(self.upstream, Upstream::Trickle) && ms > TRICKLE_MS {
