@@ -1,7 +1,8 @@
 //! Storing entries and taking them out: bodies, records, rows, and what is owed for them.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use crate::entry::{Digest, Key, Kind, Meta, RealmId};
@@ -109,9 +110,20 @@ impl Store {
     fn place_new(&self, body: &mut Finished, owed: Option<RealmId>) -> Result<(), StoreError> {
         let (path, stamp) =
             body.place(&self.inner.layout, self.inner.boot).map_err(StoreError::of)?;
+        let content = Key::content(body.digest);
+        self.sync_over_inline(&content, &path)?;
         let meta = self.content_meta(body.digest, body.size);
         let entry = EntryMeta { meta, place: Place::File, owed };
-        self.append(&Key::content(body.digest), &entry, &[], stamp, Some(path))
+        self.append(&content, &entry, &[], stamp, Some(path))
+    }
+
+    /// A file that takes the place of a body in a segment, which may have been acknowledged long ago, is on
+    /// the disk before its record is: a power cut would leave the record alone.
+    fn sync_over_inline(&self, content: &Key, file: &Path) -> Result<(), StoreError> {
+        if self.find(content).is_some_and(|row| row.place == Place::Inline) {
+            File::open(file).and_then(|file| file.sync_data()).map_err(StoreError::of)?;
+        }
+        Ok(())
     }
 
     fn content_meta(&self, digest: Digest, size: u64) -> Meta {
@@ -139,6 +151,7 @@ impl Store {
             // Its path goes to go again.
             self.touch(&content, &row);
         } else {
+            self.sync_over_inline(&content, &path)?;
             let meta = self.content_meta(meta.digest, meta.size);
             let entry = EntryMeta { meta, place: Place::File, owed: None };
             self.append(&content, &entry, &[], stamp, Some(path))?;

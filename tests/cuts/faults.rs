@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder::entry::{Class, Key, Meta};
+use larder::entry::Key;
 use larder::store::Store;
 use larder::units::Random;
 
@@ -145,10 +145,8 @@ impl Sufferer {
     }
 
     fn act(&mut self, store: &Store, at: usize, act: Act) {
+        self.put(store, at, act);
         match act {
-            Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. } => {
-                self.put(store, at, act);
-            }
             Act::Remove { name } => {
                 let name = workload::opaque(name);
                 store.remove(&name);
@@ -162,23 +160,17 @@ impl Sufferer {
                 }
             }
             Act::Sync | Act::MakeRoom => drop(store.sync(GLANCE)),
+            _ => {}
         }
     }
 
     fn put(&mut self, store: &Store, at: usize, act: Act) {
-        let (key, body, is_owed) = workload::put_of(at, act).unwrap();
+        let Some((key, body, is_owed)) = workload::put_of(at, act) else { return };
         let at = act.body_of(at);
         self.bodies.insert(at, body.clone());
-        let mut staged = store.stage();
-        let written = staged.write(&body);
         let held = self.held.entry(key.clone()).or_default();
-        let put = written.map_err(Into::into).and_then(|()| {
-            let staged = staged.finish();
-            let meta = Meta::new(staged.digest, staged.size, clock().now(), Class::Other);
-            store.put(&key, staged, &meta, is_owed.then_some(workload::REALM))
-        });
-        match put {
-            Ok(_) => {
+        match workload::keep(store, act, &key, &body, is_owed.then_some(workload::REALM)) {
+            Ok(()) => {
                 *held = Held { sure: Some(at), maybe: BTreeSet::new() };
                 if is_owed {
                     self.owed.insert(key);

@@ -59,6 +59,11 @@ pub(crate) enum Act {
         of: usize,
         len: usize,
     },
+    /// As a file, as Go needs it, what an earlier act has put as content in a segment.
+    Place {
+        of: usize,
+        len: usize,
+    },
     Remove {
         name: u64,
     },
@@ -71,7 +76,7 @@ impl Act {
     /// The act whose body this one stores.
     pub(crate) const fn body_of(self, at: usize) -> usize {
         match self {
-            Self::PutSame { of, .. } => of,
+            Self::PutSame { of, .. } | Self::Place { of, .. } => of,
             _ => at,
         }
     }
@@ -80,7 +85,7 @@ impl Act {
 pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
     let mut random = Random::new(plan.seed);
     let mut below = |n: u64| random.next_u64() % n;
-    let mut put = None;
+    let (mut put, mut small) = (None, None);
     let mut act = |at: usize| {
         let len = match below(5) {
             0 => 65_537 + below(60_000),
@@ -91,7 +96,10 @@ pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
         let is_owed = below(3) == 0;
         match below(20) {
             0..8 => Act::Put { name: below(NAMES), len, is_owed },
-            8..10 => Act::PutContent { len, is_owed },
+            8..10 => {
+                small = Some((at, len.min(60_000)));
+                Act::PutContent { len: len.min(60_000), is_owed }
+            }
             10 => {
                 // What is small has no file.
                 let len = 65_537 + len;
@@ -102,7 +110,11 @@ pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
                 Some((of, len)) => Act::PutSame { name: below(NAMES), of, len },
                 None => Act::PutContent { len, is_owed },
             },
-            12 | 13 => Act::Remove { name: below(NAMES) },
+            12 => match small.take() {
+                Some((of, len)) => Act::Place { of, len },
+                None => Act::Remove { name: below(NAMES) },
+            },
+            13 => Act::Remove { name: below(NAMES) },
             14 | 15 => Act::Settle,
             16 => Act::Sync,
             _ if plan.evicts => Act::MakeRoom,
@@ -169,20 +181,14 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
         let mut say = |word: &str, what: &str| {
             marks.write_all(format!("{word} {what}").as_bytes()).unwrap();
         };
-        match act {
-            Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. } => {
-                let (key, body, is_owed) = put_of(at, act).unwrap();
-                names.insert(key.clone());
-                let mut staged = store.stage();
-                staged.write(&body).unwrap();
-                let staged = staged.finish();
-                let meta = Meta::new(staged.digest, staged.size, clock.now(), Class::Other);
-                match store.put(&key, staged, &meta, is_owed.then_some(REALM)) {
-                    Ok(_) => {}
-                    Err(StoreError::Full) => say("full", &at.to_string()),
-                    Err(error) => panic!("{error}"),
-                }
+        if let Some((key, body, is_owed)) = put_of(at, act) {
+            names.insert(key.clone());
+            match keep(&store, act, &key, &body, is_owed.then_some(REALM)) {
+                Err(StoreError::Full) => say("full", &at.to_string()),
+                other => other.unwrap(),
             }
+        }
+        match act {
             Act::Remove { name } => drop(store.remove(&opaque(name))),
             Act::Settle => {
                 if let Some((number, _)) = store.owed_from(0, 1).first() {
@@ -197,6 +203,7 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
                     say("gone", &name.to_string());
                 }
             }
+            _ => {}
         }
         say("acted", &at.to_string());
         if matches!(act, Act::Sync) {
@@ -218,6 +225,25 @@ fn is_gone(store: &Store, key: &Key) -> bool {
     })
 }
 
+/// Keeps a body as the act does.
+pub(crate) fn keep(
+    store: &Store,
+    act: Act,
+    key: &Key,
+    body: &[u8],
+    owed: Option<RealmId>,
+) -> Result<(), StoreError> {
+    let mut staged = store.stage();
+    staged.write(body)?;
+    let mut staged = staged.finish();
+    if let Act::Place { .. } = act {
+        return store.place(&mut staged);
+    }
+    let meta = Meta::new(staged.digest, staged.size, BEGIN, Class::Other);
+    store.put(key, staged, &meta, owed).map(drop)
+}
+
+/// What an act keeps: name, body, whether it is owed upstream.
 pub(crate) fn put_of(at: usize, act: Act) -> Option<(Key, Vec<u8>, bool)> {
     match act {
         Act::Put { name, len, is_owed } => Some((opaque(name), body(at, len), is_owed)),
@@ -226,6 +252,10 @@ pub(crate) fn put_of(at: usize, act: Act) -> Option<(Key, Vec<u8>, bool)> {
             Some((Key::content(Digest::of(&body)), body, is_owed))
         }
         Act::PutSame { name, of, len } => Some((opaque(name), body(of, len), false)),
+        Act::Place { of, len } => {
+            let body = body(of, len);
+            Some((Key::content(Digest::of(&body)), body, false))
+        }
         _ => None,
     }
 }
@@ -264,24 +294,22 @@ impl Play {
         };
         for (at, act) in acts(plan).into_iter().enumerate() {
             let mut state = play.states[at].clone();
-            match act {
-                Act::Put { .. } | Act::PutContent { .. } | Act::PutSame { .. }
-                    if !refused.contains(&at) =>
-                {
-                    let (key, body, is_owed) = put_of(at, act).unwrap();
-                    let of = act.body_of(at);
-                    state.entries.insert(key.clone(), of);
-                    if let Act::PutSame { .. } = act {
-                        // It may have made room for others meanwhile, and is put with its name.
-                        state.entries.insert(Key::content(Digest::of(&body)), of);
-                    }
-                    if is_owed {
-                        state.owed.retain(|owed| *owed != key);
-                        state.owed.push(key.clone());
-                    }
-                    play.bodies.insert(of, body);
-                    play.names.insert(key);
+            let kept = put_of(at, act).filter(|_| !refused.contains(&at));
+            if let Some((key, body, is_owed)) = kept {
+                let of = act.body_of(at);
+                state.entries.insert(key.clone(), of);
+                if let Act::PutSame { .. } = act {
+                    // It may have made room for others meanwhile, and is put with its name.
+                    state.entries.insert(Key::content(Digest::of(&body)), of);
                 }
+                if is_owed {
+                    state.owed.retain(|owed| *owed != key);
+                    state.owed.push(key.clone());
+                }
+                play.bodies.insert(of, body);
+                play.names.insert(key);
+            }
+            match act {
                 Act::Remove { name } => drop(state.entries.remove(&opaque(name))),
                 Act::MakeRoom => {
                     let gone = gone.get(&at);
