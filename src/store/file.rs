@@ -162,9 +162,38 @@ impl Finished {
                 (path, file)
             }
         };
+        if target.try_exists().unwrap_or(true) {
+            // Whoever placed that one may have been acknowledged long ago: a power cut must not leave less.
+            file.sync_data()?;
+        }
         temp.rename(&target)?;
         Ok((target, stamp(&file.metadata()?, boot)))
     }
+}
+
+/// Puts a synced copy in a file's place, for one that could not be synced. An error: it is as it was. False:
+/// it cannot be read any more, and nothing helps.
+pub(super) fn renew(path: &Path) -> io::Result<bool> {
+    let mut from = File::open(path)?;
+    let (temp, file) = create_temp(path.parent().unwrap_or(path))?;
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let read = from.read(&mut piece);
+        if let Err(error) = &read
+            && error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+        {
+            return Ok(false);
+        }
+        match read? {
+            0 => break,
+            n => (&*file).write_all(&piece[..n])?,
+        }
+    }
+    file.sync_data()?;
+    temp.rename(path)?;
+    // Its new name, too.
+    file.sync_data()?;
+    Ok(true)
 }
 
 /// No name of a digest, so that the sweep of orphans knows it if its writer dies.

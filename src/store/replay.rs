@@ -209,9 +209,7 @@ impl Replay<'_> {
         if !self.ops.is_empty() {
             // What the index has had so far is on the disk; what it says from now on must be, too.
             for segment in self.segments.drain(..) {
-                if let Err(error) = segment.sync_data() {
-                    tracing::warn!(%error, "store: cannot sync a segment");
-                }
+                segment.sync_data()?;
             }
             self.index.commit(&self.ops, &self.before)?;
             self.ops.clear();

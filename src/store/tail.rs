@@ -30,7 +30,8 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_OPS: usize = 20_000;
 /// Past this the index has been failing for long, and nothing more is taken in.
 const PENDING_MAX: usize = 400_000;
-/// Between two attempts when committing fails.
+/// Between two attempts when committing fails: at first, and then up to this long.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_EVERY: Duration = Duration::from_secs(5);
 
 /// Rows and owed uploads that the index does not have yet. `None` is a removal.

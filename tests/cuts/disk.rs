@@ -1,7 +1,8 @@
 //! A disk as a power cut may leave it: of each file what was synced, and of what came after any part.
 //!
 //! Taken for granted, as journaling file systems give it: a synced file has a name, the last that it
-//! was given; sectors of 512 bytes are written whole or not at all; directories stay.
+//! was given; sectors of 512 bytes are written whole or not at all; directories stay. After a failed sync
+//! the system takes what was to be synced for written, as Linux does: only what is written again is synced.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -51,6 +52,8 @@ impl Change {
 struct File {
     synced: Vec<u8>,
     pending: Vec<Change>,
+    /// No sync covers these any more.
+    failed: Vec<Change>,
 }
 
 /// A change of names that no sync has covered.
@@ -140,6 +143,12 @@ impl Disk {
                 self.change_open(*fd, Change::Truncate(usize::try_from(*len).unwrap()));
             }
             Event::Sync { fd } => self.sync(*fd),
+            Event::SyncFailed { fd } => {
+                if let Opened::File { id, .. } = self.open[fd] {
+                    let file = &mut self.files[id];
+                    file.failed.append(&mut file.pending);
+                }
+            }
             Event::Rename { from, to } => {
                 let id = self.live[from];
                 self.name(Naming::Rename { from: from.clone(), to: to.clone(), id });
@@ -223,7 +232,8 @@ impl Disk {
             let file = &self.files[*id];
             let mut bytes = file.synced.clone();
             let is_torn = random.next_u64().is_multiple_of(3);
-            for change in some_of(&file.pending, random) {
+            let unsure = some_of(&file.failed, random).into_iter();
+            for change in unsure.chain(some_of(&file.pending, random)) {
                 if is_torn {
                     change.apply_torn(&mut bytes, random);
                 } else {

@@ -5,6 +5,10 @@
  *   2 write     number: offset; bytes: data        3 set length   number: length
  *   4 sync                                         5 rename       bytes: from, a zero, to
  *   6 unlink    bytes: path                        7 make a directory   bytes: path
+ *   8 failed sync
+ *
+ * With RECORD_SYNCS_FAIL each so-many-th sync of a segment or body fails, as if the disk were ill, and what
+ * was to be synced counts as written.
  *
  * The real call and its line are made under one lock, so that the order is the one that happened.
  * What goes past the C library is not seen. */
@@ -27,13 +31,18 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int trace = -1;
 static const char *root;
 static size_t root_len;
-static char watched[FDS];
+static char watched[FDS]; /* 2: its syncs may fail */
+static unsigned long fails_every, syncs;
+/* A store that opens has to be able to. */
+#define WELL_FIRST 12
 
 __attribute__((constructor)) static void begin(void) {
     root = getenv("RECORD_ROOT");
     const char *path = getenv("RECORD_TRACE");
     if (!root || !path) return;
     root_len = strlen(root);
+    const char *every = getenv("RECORD_SYNCS_FAIL");
+    fails_every = every ? strtoul(every, 0, 10) : 0;
     trace = (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
 
@@ -64,7 +73,7 @@ static int is_below(const char *path) {
 }
 
 static int is_watched(int fd) {
-    return trace >= 0 && fd >= 0 && fd < FDS && watched[fd];
+    return trace >= 0 && fd >= 0 && fd < FDS ? watched[fd] : 0;
 }
 
 #define LOCKED(expression) \
@@ -78,6 +87,7 @@ static int opened(int fd, const char *path, int flags) {
     if (fd < 0 || fd >= FDS) return fd;
     watched[fd] = (char)is_below(path);
     if (watched[fd]) {
+        if (strstr(path, "/segments/") || strstr(path, "/files/")) watched[fd] = 2;
         uint64_t how = (flags & (O_DSYNC | O_SYNC) ? 1 : 0) | (flags & O_CREAT ? 2 : 0)
                      | (flags & O_TRUNC ? 4 : 0);
         note(1, fd, how, path, strlen(path));
@@ -176,8 +186,15 @@ int ftruncate64(int fd, off64_t len) { return set_length(fd, len); }
 
 static int synced(int fd, long call) {
     int result;
-    LOCKED(result = (int)syscall(call, fd);
-           if (result == 0 && is_watched(fd)) note(4, fd, 0, "", 0))
+    LOCKED(int ill = is_watched(fd) == 2 && fails_every && ++syncs > WELL_FIRST && syncs % fails_every == 0;
+           if (ill) {
+               note(8, fd, 0, "", 0);
+               errno = EIO;
+               result = -1;
+           } else {
+               result = (int)syscall(call, fd);
+               if (result == 0 && is_watched(fd)) note(4, fd, 0, "", 0);
+           })
     return result;
 }
 

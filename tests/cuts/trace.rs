@@ -24,6 +24,9 @@ pub(crate) enum Event {
     Sync {
         fd: u32,
     },
+    SyncFailed {
+        fd: u32,
+    },
     Rename {
         from: String,
         to: String,
@@ -45,6 +48,7 @@ impl std::fmt::Debug for Event {
             Self::Write { fd, at, data } => write!(f, "write {} bytes at {at} to {fd}", data.len()),
             Self::Truncate { fd, len } => write!(f, "set length of {fd} to {len}"),
             Self::Sync { fd } => write!(f, "sync {fd}"),
+            Self::SyncFailed { fd } => write!(f, "failed sync {fd}"),
             Self::Rename { from, to } => write!(f, "rename {from} to {to}"),
             Self::Unlink { path } => write!(f, "unlink {path}"),
             Self::MakeDir { path } => write!(f, "make {path}/"),
@@ -97,6 +101,7 @@ pub(crate) fn read(bytes: &[u8], root: &str) -> Vec<Event> {
             }
             6 => Event::Unlink { path: relative(data) },
             7 => Event::MakeDir { path: relative(data) },
+            8 => Event::SyncFailed { fd },
             other => panic!("operation {other} in the trace"),
         });
     }

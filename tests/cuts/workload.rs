@@ -25,9 +25,12 @@ const BEGIN: Timestamp = Timestamp(1_800_000_000 * 1_000_000_000);
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Which play.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) evicts: bool,
+    /// Some syncs fail.
+    pub(crate) is_ill: bool,
 }
 
 impl Plan {
@@ -61,6 +64,12 @@ pub(crate) enum Act {
     },
     /// As a file, as Go needs it, what an earlier act has put as content in a segment.
     Place {
+        of: usize,
+        len: usize,
+    },
+    /// As a helper does that does not see the index: a file of its own in the place of one that an earlier
+    /// act has put. It is killed before it tells of it.
+    Over {
         of: usize,
         len: usize,
     },
@@ -107,6 +116,7 @@ pub(crate) fn acts(plan: &Plan) -> Vec<Act> {
                 Act::PutContent { len, is_owed }
             }
             11 => match put.take() {
+                Some((of, len)) if below(3) == 0 => Act::Over { of, len },
                 Some((of, len)) => Act::PutSame { name: below(NAMES), of, len },
                 None => Act::PutContent { len, is_owed },
             },
@@ -162,7 +172,12 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
     if part == Part::First {
         std::fs::create_dir(root.join("store")).unwrap();
     }
-    let mut store = Store::open(&plan.config(root), clock.clone(), Arc::default()).unwrap();
+    // What fails once may not fail twice.
+    let open = || {
+        let open = || Store::open(&plan.config(root), clock.clone(), Arc::default());
+        open().or_else(|_| open()).unwrap()
+    };
+    let mut store = open();
     if part == Part::Start {
         std::process::exit(0);
     }
@@ -185,10 +200,17 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
             names.insert(key.clone());
             match keep(&store, act, &key, &body, is_owed.then_some(REALM)) {
                 Err(StoreError::Full) => say("full", &at.to_string()),
+                // One that is not stored is as it was.
+                Err(_) if plan.is_ill => say("full", &at.to_string()),
                 other => other.unwrap(),
             }
         }
         match act {
+            Act::Over { of, len } => {
+                let mut staged = store.stage_shared();
+                staged.write(&body(of, len)).unwrap();
+                staged.finish().place(store.layout(), 0).unwrap();
+            }
             Act::Remove { name } => drop(store.remove(&opaque(name))),
             Act::Settle => {
                 if let Some((number, _)) = store.owed_from(0, 1).first() {
@@ -213,7 +235,7 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
             // An orderly end and a new start are moments too.
             store.close();
             drop(store);
-            store = Store::open(&plan.config(root), clock.clone(), Arc::default()).unwrap();
+            store = open();
         }
     }
     store.close();
@@ -285,7 +307,7 @@ impl Play {
         let refused: BTreeSet<usize> =
             marks.iter().filter_map(|mark| mark.strip_prefix("full ")?.parse().ok()).collect();
         let gone = gone_in(marks);
-        let copy = Plan { ..*plan };
+        let copy = *plan;
         let mut play = Self {
             config: Box::new(move |dir| copy.config(dir)),
             states: vec![State::default()],

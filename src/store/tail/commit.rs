@@ -2,17 +2,29 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use crate::store::file;
 use crate::store::segment::Position;
-use crate::store::tail::{COMMIT_EVERY, COMMIT_OPS, RETRY_EVERY, State, Tail};
+use crate::store::tail::{COMMIT_EVERY, COMMIT_OPS, RETRY_EVERY, RETRY_FIRST, State, Tail};
 use crate::tasks::sync::MutexGuard;
+use crate::units::Backoff;
+
+/// What a commit stands on, and is not on the disk yet.
+struct Unsynced {
+    closed: Vec<Arc<File>>,
+    /// The segment that is being written.
+    last: Arc<File>,
+    files: Vec<PathBuf>,
+}
 
 impl Tail {
     /// The committing thread's life; whether its last commit went well.
     pub(in crate::store) fn commit_until_stopped(&self) -> bool {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_EVERY, 0);
         loop {
             let mut state = self.state();
             while state.pending.is_empty() && !state.stopping {
@@ -31,9 +43,11 @@ impl Tail {
                 self.done.notify_all();
                 return committed;
             }
-            if !committed {
-                let state = self.state();
-                drop(self.changed.wait_timeout_while(state, RETRY_EVERY, |s| !s.stopping));
+            if committed {
+                backoff.reset();
+            } else {
+                let (state, pause) = (self.state(), backoff.next_delay());
+                drop(self.changed.wait_timeout_while(state, pause, |s| !s.stopping));
             }
         }
     }
@@ -48,20 +62,24 @@ impl Tail {
             offset: u32::try_from(state.offset).unwrap_or(u32::MAX),
         };
         covered.file_bytes = self.file_bytes.load(Ordering::Relaxed);
-        let mut segments = std::mem::take(&mut state.unsynced_segments);
-        segments.push(state.file.clone());
-        let mut files = std::mem::take(&mut state.unsynced_files);
+        let mut unsynced = Unsynced {
+            closed: std::mem::take(&mut state.unsynced_segments),
+            last: state.file.clone(),
+            files: std::mem::take(&mut state.unsynced_files),
+        };
         drop(state);
-        files.sort_unstable();
-        files.dedup();
+        unsynced.files.sort_unstable();
+        unsynced.files.dedup();
 
-        self.sync(&segments, &files);
-        let result = self.index.commit(&ops, &covered);
+        let result = match self.sync(&mut unsynced) {
+            Ok(()) => self.index.commit(&ops, &covered),
+            Err(error) => Err(error.into()),
+        };
         let mut state = self.state();
         match result {
             Ok(()) => {
                 if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("store: the index can be written again");
+                    tracing::info!("store: commits go well again");
                 }
                 state.committed = upto;
                 drop(state);
@@ -72,30 +90,63 @@ impl Tail {
             Err(error) => {
                 self.metrics.store_faults.inc();
                 if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "store: the index cannot be written; trying again");
+                    tracing::warn!(%error, "store: what was acknowledged cannot be committed; trying again");
                 }
                 let newer = std::mem::replace(&mut state.pending, ops);
                 state.pending.extend(newer);
+                state.unsynced_segments.splice(..0, unsynced.closed);
+                state.unsynced_files.append(&mut unsynced.files);
                 state.wanted = state.wanted.min(state.committed);
                 false
             }
         }
     }
 
-    fn sync(&self, segments: &[Arc<File>], files: &[PathBuf]) {
-        for file in segments {
-            if let Err(error) = file.sync_data() {
-                self.fault("sync a segment", &error);
+    /// What could not be synced stays in the lists, and the index must not say that it is there. The
+    /// kernel may take what it could not write for written: it is written again first.
+    fn sync(&self, unsynced: &mut Unsynced) -> io::Result<()> {
+        let mut first = Ok(());
+        let Unsynced { closed, last, files } = unsynced;
+        closed.retain(|segment| {
+            let synced = segment.sync_data();
+            if synced.is_err() {
+                write_again(segment, u64::MAX);
             }
+            self.is_kept("sync a segment", synced, &mut first)
+        });
+        let synced = last.sync_data();
+        if synced.is_err() {
+            // With what came meanwhile, and nobody appends until it is done.
+            let state = self.state();
+            let is_last = Arc::ptr_eq(&state.file, last);
+            write_again(last, if is_last { state.offset } else { u64::MAX });
         }
-        for path in files {
-            // A file that is gone by now needs no sync: Go may have moved it away.
-            if let Err(error) = File::open(path).and_then(|file| file.sync_data())
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                self.fault("sync a file", &error);
+        self.is_kept("sync a segment", synced, &mut first);
+        files.retain(|path| {
+            let synced = File::open(path).and_then(|file| file.sync_data());
+            match synced {
+                // One that is gone by now needs none: Go may have moved it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Err(_) if file::renew(path).is_ok() => false,
+                synced => self.is_kept("sync a file", synced, &mut first),
             }
+        });
+        first
+    }
+
+    /// Whether it must be synced once more.
+    fn is_kept(
+        &self,
+        what: &'static str,
+        synced: io::Result<()>,
+        first: &mut io::Result<()>,
+    ) -> bool {
+        let Err(error) = synced else { return false };
+        self.fault(what, &error);
+        if first.is_ok() {
+            *first = Err(error);
         }
+        true
     }
 
     /// Drops what the index has from the overlay.
@@ -105,5 +156,21 @@ impl Tail {
         overlay.owed.retain(|_, (sequence, _)| *sequence > upto);
         overlay.owed_keys.retain(|_, (sequence, _)| *sequence > upto);
         self.overlay_len.store(overlay.rows.len(), Ordering::Release);
+    }
+}
+
+/// Writes a file's first bytes once more where they are, as far as they can be read.
+fn write_again(file: &File, len: u64) {
+    let len = len.min(file.metadata().map_or(0, |meta| meta.len()));
+    let mut piece = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let most = usize::try_from(len - at).map_or(piece.len(), |left| left.min(piece.len()));
+        let piece = &mut piece[..most];
+        // What cannot be read is lost, and what is lost is found when it is read.
+        if file.read_exact_at(piece, at).is_ok() && file.write_all_at(piece, at).is_err() {
+            return;
+        }
+        at += most as u64;
     }
 }
