@@ -165,12 +165,12 @@ fn lookups(plan: Plan, table: &mut Table, scene: &Scene) {
         }),
     );
     let mut record = Vec::new();
-    segment::encode(Tag::Entry, &key.encode(), &[0; 64], &body(SMALL), &mut record);
+    segment::encode(Tag::Entry, (&key.encode(), &[0; 64], &body(SMALL)), 0, &mut record);
     report(
         plan,
         table,
         Pair::free("record of 1 KiB, decoded", 50_000, |_| {
-            segment::decode(black_box(&record)).expect("the record is whole");
+            segment::decode(black_box(&record), || 0).expect("the record is whole");
         }),
     );
     let memory = Memory::new(64 << 20);

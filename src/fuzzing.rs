@@ -39,11 +39,15 @@ pub fn http(input: &[u8]) {
 
 /// What the store reads back.
 pub fn records(input: &[u8]) {
-    if let Ok((record, len)) = segment::decode(input) {
+    // Whatever mark it bears.
+    let mark =
+        input.get(20..24).and_then(|mark| mark.try_into().ok()).map_or(0, u32::from_le_bytes);
+    if let Ok((record, len)) = segment::decode(input, || mark) {
         assert!(len as usize <= input.len());
         let mut again = Vec::new();
-        segment::encode(record.tag, &record.key, &record.meta, &record.body, &mut again);
-        assert!(segment::decode(&again).is_ok_and(|(same, _)| same == record));
+        let parts = (&record.key[..], &record.meta[..], &record.body[..]);
+        segment::encode(record.tag, parts, mark, &mut again);
+        assert!(segment::decode(&again, || mark).is_ok_and(|(same, _)| same == record));
     }
     if let Some(row) = Row::decode(input) {
         assert_eq!(Row::decode(&row.encode()), Some(row));

@@ -21,7 +21,7 @@ use crate::entry::{Key, Meta, RealmId};
 use crate::store::index::{Index, IndexError, Owed};
 use crate::store::layout::{Layout, LayoutError};
 use crate::store::record::{EntryMeta, Row, Stamp};
-use crate::store::segment::{Position, Tag};
+use crate::store::segment::{Position, Seal, Tag};
 use crate::store::space::Space;
 use crate::store::tail::{Append, Tail};
 use crate::store::touch::Touches;
@@ -137,6 +137,7 @@ struct Inner {
     open_segments: Mutex<HashMap<u32, Arc<File>>>,
     committer: Mutex<Option<JoinHandle<bool>>>,
     nonce: String,
+    seal: Seal,
     /// Looks into the index that failed: what was not found then may be there.
     index_faults: AtomicU64,
     /// The largest entry that found no room lately.
@@ -158,11 +159,12 @@ impl Store {
         let io = |source| OpenError::Io { dir: config.dir.clone(), source };
         let lock = layout.open()?;
         let damage = |source| OpenError::Index { dir: config.dir.clone(), source };
-        let replayed = replay::open_index(&layout, &clock).map_err(damage)?;
+        let seal = layout.seal().map_err(io)?;
+        let replayed = replay::open_index(&layout, &seal, &clock).map_err(damage)?;
         let space = Space::new(config).map_err(io)?;
         let index = replayed.index;
         let tail = Tail::open(
-            &layout,
+            (&layout, seal.clone()),
             index.clone(),
             metrics.clone(),
             space.segment_max(),
@@ -173,6 +175,7 @@ impl Store {
         let store = Self {
             inner: Arc::new(Inner {
                 nonce: std::fs::read_to_string(layout.nonce()).map_err(io)?,
+                seal,
                 layout,
                 index,
                 tail,

@@ -5,6 +5,7 @@
 //! format      version of everything below
 //! lock        held by the one daemon; its process number inside
 //! nonce       random text: whoever reads the same sees the same store
+//! seal        random text that nobody is told: records bear its mark
 //! index.trust whether the index may be mapped
 //! index/      LMDB            segments/   records          files/ab/…  bodies, by digest
 //! tmp/        what is being written; emptied at start      spool/      helpers' puts without a daemon
@@ -18,10 +19,11 @@ use std::time::Duration;
 
 use crate::entry::Digest;
 use crate::store::record::Stamp;
+use crate::store::segment::Seal;
 
 /// A body that is being written grows more often than this.
 const TMP_FOR: Duration = Duration::from_secs(600);
-const FORMAT: &str = "larder store 1\n";
+const FORMAT: &str = "larder store 2\n";
 
 /// Why a store cannot be opened. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,20 @@ impl Layout {
     }
     pub fn nonce(&self) -> PathBuf {
         self.dir.join("nonce")
+    }
+
+    /// What this store marks its records with; made if it is not there, and then no record is one.
+    pub fn seal(&self) -> io::Result<Seal> {
+        let path = self.dir.join("seal");
+        match std::fs::read_to_string(&path) {
+            Ok(text) if !text.bytes().all(|byte| byte == 0) => return Ok(Seal::new(&text)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+        let text = noise()?;
+        write_whole(&path, &text)?;
+        File::open(&self.dir)?.sync_all()?;
+        Ok(Seal::new(&text))
     }
 
     /// Where the body with this digest is, a pure function of the digest, without an extension.
@@ -185,12 +201,8 @@ impl Layout {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
             // New, or the power went before what was written here was on the disk.
             Ok(_) | Err(_) => {
-                let mut noise = [0; 32];
-                File::open("/dev/urandom")
-                    .and_then(|mut f| f.read_exact(&mut noise))
-                    .map_err(io)?;
                 let sync = || File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io);
-                write_whole(&self.nonce(), &Digest(noise).to_string()).map_err(io)?;
+                noise().and_then(|text| write_whole(&self.nonce(), &text)).map_err(io)?;
                 // Nobody looks for what a store needs where the format is.
                 sync()?;
                 write_whole(&path, FORMAT).map_err(io)?;
@@ -198,6 +210,13 @@ impl Layout {
             }
         }
     }
+}
+
+/// Text that nobody can guess.
+fn noise() -> io::Result<String> {
+    let mut noise = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut noise)?;
+    Ok(Digest(noise).to_string())
 }
 
 /// Writes a small file so that a power cut leaves it as it was, or whole.

@@ -190,7 +190,7 @@ impl Store {
                 return None;
             }
         };
-        match segment::read(&file, row.at.offset, row.len) {
+        match segment::read(&file, &self.inner.seal, row.at, row.len) {
             Ok(Ok(record)) if record.key == key.encode() => Some(record),
             Ok(_) => {
                 self.drop_corrupt(key, row);

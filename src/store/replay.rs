@@ -10,7 +10,7 @@ use crate::entry::{Key, Kind, RealmId};
 use crate::store::index::{Covered, Index, IndexError, Op, Owed, sound};
 use crate::store::layout::Layout;
 use crate::store::record::{EntryMeta, Place, Stamp};
-use crate::store::segment::{self, Position, Record, Tag};
+use crate::store::segment::{self, Position, Record, Seal, Tag};
 use crate::store::{row_of, seconds, trust};
 use crate::units::Clock;
 
@@ -30,7 +30,11 @@ pub(super) struct Replayed {
 }
 
 /// Opens the index and brings it up to the end of the log.
-pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, IndexError> {
+pub(super) fn open_index(
+    layout: &Layout,
+    seal: &Seal,
+    clock: &Clock,
+) -> Result<Replayed, IndexError> {
     let ends = trust::is_known(layout);
     if ends.is_none()
         && let Err(error) = sound::check(&layout.index().join("data.mdb"))
@@ -57,6 +61,7 @@ pub(super) fn open_index(layout: &Layout, clock: &Clock) -> Result<Replayed, Ind
         layout,
         index: &index,
         ops: Vec::new(),
+        seal,
         covered: before.unwrap_or_default(),
         now: seconds(clock.now()),
         records: 0,
@@ -112,6 +117,7 @@ struct Replay<'a> {
     layout: &'a Layout,
     index: &'a Index,
     ops: Vec<Op>,
+    seal: &'a Seal,
     covered: Covered,
     now: u32,
     records: u64,
@@ -142,9 +148,10 @@ impl Replay<'_> {
                 continue;
             }
             let mut records = Vec::new();
-            let scanned = segment::scan(&file, start, |offset, len, record| {
-                records.push((Position { segment: number, offset }, len, meta_only(record)));
-            })?;
+            let scanned =
+                segment::scan((&file, number), self.seal, start, |offset, len, record| {
+                    records.push((Position { segment: number, offset }, len, meta_only(record)));
+                })?;
             self.skipped += scanned.skipped;
             let is_recent = nth >= recent;
             if is_recent && !records.is_empty() {

@@ -3,9 +3,12 @@
 //! ```text
 //!  0 u32 magic "LREC"      4 u32 CRC-32C of everything from byte 8 to the end of the body
 //!  8 u8 version  9 u8 kind of record  10 u16 length of key
-//! 12 u32 length of meta   16 u32 length of body   20 u32 zero
+//! 12 u32 length of meta   16 u32 length of body   20 u32 mark of this store, and of this place
 //! 24 key, meta, body; padded with zeros to a multiple of 8       (numbers little-endian)
 //! ```
+//!
+//! Where a record is damaged the next one is looked for, inside of its body too, which somebody may have
+//! filled with records. Without the mark they would be as good as real ones.
 //!
 //! What a key or meta means is decided in `record`; here are bytes on disk only.
 
@@ -13,6 +16,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use crate::entry::Digest;
 
 pub const MAGIC: [u8; 4] = *b"LREC";
 pub const VERSION: u8 = 1;
@@ -54,6 +59,25 @@ pub struct Position {
     pub offset: u32,
 }
 
+/// What makes the marks of a store's records, from its secret.
+#[derive(Clone, Debug)]
+pub struct Seal([u8; 32]);
+
+impl Seal {
+    pub fn new(secret: &str) -> Self {
+        Self(Digest::of(secret.as_bytes()).0)
+    }
+
+    /// The mark of the record that begins here.
+    pub fn mark(&self, at: Position) -> u32 {
+        let mut text = [0; 40];
+        text[..32].copy_from_slice(&self.0);
+        text[32..36].copy_from_slice(&at.segment.to_le_bytes());
+        text[36..].copy_from_slice(&at.offset.to_le_bytes());
+        u32::from_le_bytes(*Digest::of(&text).0.first_chunk().expect("a digest has 32 bytes"))
+    }
+}
+
 /// A record as read, its checksum verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -68,8 +92,19 @@ pub struct Record {
 #[error("no valid record here")]
 pub struct BadRecord;
 
+/// Length of a record on disk.
+pub fn len_of(key: &[u8], meta: &[u8], body: &[u8]) -> u32 {
+    let len = (HEADER + key.len() + meta.len() + body.len()).next_multiple_of(8);
+    u32::try_from(len).expect("records are bounded")
+}
+
 /// Appends the record to `out` and returns its length on disk.
-pub fn encode(tag: Tag, key: &[u8], meta: &[u8], body: &[u8], out: &mut Vec<u8>) -> u32 {
+pub fn encode(
+    tag: Tag,
+    (key, meta, body): (&[u8], &[u8], &[u8]),
+    mark: u32,
+    out: &mut Vec<u8>,
+) -> u32 {
     let start = out.len();
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[0; 4]);
@@ -81,7 +116,7 @@ pub fn encode(tag: Tag, key: &[u8], meta: &[u8], body: &[u8], out: &mut Vec<u8>)
         let len = u32::try_from(part.len()).expect("records are bounded");
         out.extend_from_slice(&len.to_le_bytes());
     }
-    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&mark.to_le_bytes());
     out.extend_from_slice(key);
     out.extend_from_slice(meta);
     out.extend_from_slice(body);
@@ -99,6 +134,7 @@ struct Header {
     key: usize,
     meta: usize,
     body: usize,
+    mark: u32,
 }
 
 impl Header {
@@ -117,6 +153,7 @@ impl Header {
             key: usize::from(u16::from_le_bytes([header[10], header[11]])),
             meta: size(u32_at(12)),
             body: size(u32_at(16)),
+            mark: u32_at(20),
         };
         (parsed.len() <= RECORD_MAX).then_some(parsed)
     }
@@ -127,13 +164,13 @@ impl Header {
     }
 }
 
-/// Reads the record at the front of `bytes`; returns it with its padded length. One whose padding was
-/// cut off is none: it could not be read by that length.
-pub fn decode(bytes: &[u8]) -> Result<(Record, u32), BadRecord> {
+/// Reads the record at the front of `bytes`, which bears this mark; returns it with its padded length. One
+/// whose padding was cut off is none: it could not be read by that length.
+pub fn decode(bytes: &[u8], mark: impl FnOnce() -> u32) -> Result<(Record, u32), BadRecord> {
     let header = Header::parse(bytes).ok_or(BadRecord)?;
     let padded = header.len().next_multiple_of(8);
     let whole = &bytes.get(..padded).ok_or(BadRecord)?[..header.len()];
-    if crc32c::crc32c(&whole[8..]) != header.crc {
+    if crc32c::crc32c(&whole[8..]) != header.crc || header.mark != mark() {
         return Err(BadRecord);
     }
     let (key, rest) = whole[HEADER..].split_at(header.key);
@@ -163,14 +200,19 @@ pub fn list(dir: &Path) -> io::Result<Vec<u32>> {
 }
 
 /// Reads one record of known length.
-pub fn read(file: &File, offset: u32, len: u32) -> io::Result<Result<Record, BadRecord>> {
+pub fn read(
+    file: &File,
+    seal: &Seal,
+    at: Position,
+    len: u32,
+) -> io::Result<Result<Record, BadRecord>> {
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     if len > RECORD_MAX + 8 {
         return Ok(Err(BadRecord));
     }
     let mut bytes = vec![0; len];
-    match file.read_exact_at(&mut bytes, u64::from(offset)) {
-        Ok(()) => Ok(decode(&bytes).map(|(record, _)| record)),
+    match file.read_exact_at(&mut bytes, u64::from(at.offset)) {
+        Ok(()) => Ok(decode(&bytes, || seal.mark(at)).map(|(record, _)| record)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Err(BadRecord)),
         Err(error) => Err(error),
     }
@@ -185,10 +227,11 @@ pub struct Scanned {
     pub skipped: u64,
 }
 
-/// Visits every valid record from `from` on; bad stretches are skipped by looking for the next
+/// Visits every valid record of a segment from `from` on; bad stretches are skipped by looking for the next
 /// magic on an 8-byte boundary.
 pub fn scan(
-    file: &File,
+    (file, segment): (&File, u32),
+    seal: &Seal,
     from: u64,
     mut visit: impl FnMut(u32, u32, Record),
 ) -> io::Result<Scanned> {
@@ -198,9 +241,9 @@ pub fn scan(
     let mut at = from;
     while at < size {
         let bytes = window.at(at, size)?;
-        match decode(bytes) {
+        let offset = u32::try_from(at).map_err(|_| io::ErrorKind::InvalidData)?;
+        match decode(bytes, || seal.mark(Position { segment, offset })) {
             Ok((record, len)) => {
-                let offset = u32::try_from(at).map_err(|_| io::ErrorKind::InvalidData)?;
                 visit(offset, len, record);
                 at += u64::from(len);
                 scanned.end = at;
@@ -249,19 +292,73 @@ mod tests {
         (bytes(60), bytes(90), bytes(300))
     }
 
+    const SEGMENT: u32 = 3;
+
     fn written(bytes: &[u8]) -> File {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
         file
     }
 
+    /// As the tail does it.
+    fn append(out: &mut Vec<u8>, key: &[u8], meta: &[u8], body: &[u8]) -> u32 {
+        let at = Position { segment: SEGMENT, offset: u32::try_from(out.len()).unwrap() };
+        encode(Tag::Entry, (key, meta, body), seal().mark(at), out)
+    }
+
+    fn seal() -> Seal {
+        Seal::new("secret")
+    }
+
+    fn first(bytes: &[u8]) -> Result<(Record, u32), BadRecord> {
+        decode(bytes, || seal().mark(Position { segment: SEGMENT, offset: 0 }))
+    }
+
+    /// The bodies that a scan finds, by offset.
+    fn scanned(bytes: &[u8]) -> (Scanned, Vec<(usize, Vec<u8>)>) {
+        let mut seen = Vec::new();
+        let visit = |at: u32, _, record: Record| seen.push((at as usize, record.body));
+        (scan((&written(bytes), SEGMENT), &seal(), 0, visit).unwrap(), seen)
+    }
+
+    /// Who may write one namespace could fill bodies with records of another, and wait for damage.
+    #[test]
+    fn records_inside_a_body_are_none_even_where_it_is_damaged() {
+        let mut smuggled = Vec::new();
+        while smuggled.len() < 4000 {
+            encode(Tag::Entry, (b"key", b"", b"false"), 0, &mut smuggled);
+            append(&mut smuggled, b"key", b"", b"false");
+        }
+        let mut out = Vec::new();
+        append(&mut out, b"a", b"", b"before");
+        let from = out.len();
+        append(&mut out, b"b", b"", &smuggled);
+        append(&mut out, b"c", b"", b"after");
+        out[from] ^= 1;
+        let bodies: Vec<_> = scanned(&out).1.into_iter().map(|(_, body)| body).collect();
+        assert_eq!(bodies, [b"before".to_vec(), b"after".to_vec()]);
+    }
+
+    #[test]
+    fn a_record_in_another_place_or_of_another_store_is_none() {
+        let mut out = Vec::new();
+        append(&mut out, b"a", b"", b"body");
+        assert!(first(&out).is_ok());
+        for (seal, segment, offset) in
+            [("secret", SEGMENT + 1, 0), ("secret", SEGMENT, 8), ("other", SEGMENT, 0)]
+        {
+            let mark = || Seal::new(seal).mark(Position { segment, offset });
+            assert_eq!(decode(&out, mark), Err(BadRecord));
+        }
+    }
+
     proptest! {
         #[test]
         fn a_written_record_reads_back((key, meta, body) in record()) {
             let mut out = Vec::new();
-            let len = encode(Tag::Entry, &key, &meta, &body, &mut out);
+            let len = append(&mut out, &key, &meta, &body);
             prop_assert_eq!(out.len() % 8, 0);
-            let (record, read_len) = decode(&out).unwrap();
+            let (record, read_len) = first(&out).unwrap();
             prop_assert_eq!(read_len, len);
             prop_assert_eq!(record, Record { tag: Tag::Entry, key, meta, body });
         }
@@ -269,10 +366,10 @@ mod tests {
         #[test]
         fn a_flipped_bit_is_always_noticed((key, meta, body) in record(), at: prop::sample::Index, bit in 0_u8..8) {
             let mut out = Vec::new();
-            encode(Tag::Entry, &key, &meta, &body, &mut out);
+            append(&mut out, &key, &meta, &body);
             let unpadded = HEADER + key.len() + meta.len() + body.len();
             out[at.index(unpadded)] ^= 1 << bit;
-            prop_assert_eq!(decode(&out), Err(BadRecord));
+            prop_assert_eq!(first(&out), Err(BadRecord));
         }
 
         /// Found by fuzzing. A write that broke off in the padding was taken for a whole record, whose
@@ -280,18 +377,18 @@ mod tests {
         #[test]
         fn a_record_that_is_cut_short_is_none((key, meta, body) in record(), at: prop::sample::Index) {
             let mut out = Vec::new();
-            encode(Tag::Entry, &key, &meta, &body, &mut out);
+            append(&mut out, &key, &meta, &body);
             for len in [at.index(out.len()), out.len() - 1] {
-                prop_assert_eq!(decode(&out[..len]), Err(BadRecord));
-                let scanned = scan(&written(&out[..len]), 0, |_, _, _| {}).unwrap();
+                prop_assert_eq!(first(&out[..len]), Err(BadRecord));
+                let (scanned, _) = scanned(&out[..len]);
                 prop_assert_eq!(scanned, Scanned { end: 0, skipped: len as u64 });
             }
         }
 
         #[test]
         fn reading_a_record_from_anything_never_panics(bytes: Vec<u8>) {
-            let _ = decode(&bytes);
-            let _ = scan(&written(&bytes), 0, |_, _, _| {});
+            let _ = first(&bytes);
+            let _ = scanned(&bytes);
         }
 
         #[test]
@@ -302,12 +399,11 @@ mod tests {
             let (mut out, mut starts) = (Vec::new(), Vec::new());
             for (key, meta, body) in &records {
                 starts.push(out.len());
-                encode(Tag::Entry, key, meta, body, &mut out);
+                append(&mut out, key, meta, body);
             }
             let victim = damage.index(records.len());
             out[starts[victim] + 12] ^= 0xff;
-            let mut seen = Vec::new();
-            scan(&written(&out), 0, |at, _, record| seen.push((at as usize, record.body))).unwrap();
+            let (_, seen) = scanned(&out);
             for (i, (_, _, body)) in records.iter().enumerate() {
                 let found = seen.contains(&(starts[i], body.clone()));
                 prop_assert_eq!(found, i != victim);

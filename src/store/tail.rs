@@ -18,7 +18,7 @@ use crate::entry::RealmId;
 use crate::store::index::{Covered, Index, Op, Owed};
 use crate::store::layout::Layout;
 use crate::store::record::Row;
-use crate::store::segment::{self, Position, Tag};
+use crate::store::segment::{self, Position, Seal, Tag};
 use crate::tasks::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock};
 use crate::telemetry::Metrics;
 
@@ -62,6 +62,7 @@ struct State {
 /// See the module.
 pub(super) struct Tail {
     layout: Layout,
+    seal: Seal,
     index: Index,
     metrics: Arc<Metrics>,
     /// Bytes after which a new segment is begun.
@@ -88,7 +89,7 @@ pub(super) struct Append<'a> {
 impl Tail {
     /// Continues after `covered`, in a new segment if `segment` is not there.
     pub(super) fn open(
-        layout: &Layout,
+        (layout, seal): (&Layout, Seal),
         index: Index,
         metrics: Arc<Metrics>,
         segment_max: u64,
@@ -110,6 +111,7 @@ impl Tail {
         covered.clean = false;
         Ok(Self {
             layout: layout.clone(),
+            seal,
             index,
             metrics,
             segment_max,
@@ -270,17 +272,19 @@ pub(super) struct Change<'a> {
 impl Change<'_> {
     /// Appends a record; nothing is visible if this fails.
     pub(super) fn append(&mut self, record: &Append<'_>) -> io::Result<(Position, u32)> {
-        let mut bytes = Vec::with_capacity(record.body.len() + record.meta.len() + 128);
-        let len = segment::encode(record.tag, record.key, record.meta, record.body, &mut bytes);
+        let len = segment::len_of(record.key, record.meta, record.body);
         if self.state.offset + u64::from(len) > self.tail.segment_max {
             self.roll()?;
         }
-        // A failed write leaves the offset where it was: the next record overwrites the torn one.
-        self.state.file.write_all_at(&bytes, self.state.offset)?;
         let at = Position {
             segment: self.state.segment,
             offset: u32::try_from(self.state.offset).map_err(|_| io::ErrorKind::InvalidData)?,
         };
+        let mut bytes = Vec::with_capacity(record.body.len() + record.meta.len() + 128);
+        let parts = (record.key, record.meta, record.body);
+        segment::encode(record.tag, parts, self.tail.seal.mark(at), &mut bytes);
+        // A failed write leaves the offset where it was: the next record overwrites the torn one.
+        self.state.file.write_all_at(&bytes, self.state.offset)?;
         self.state.offset += u64::from(len);
         self.tail.segment_bytes.fetch_add(u64::from(len), Ordering::Relaxed);
         Ok((at, len))

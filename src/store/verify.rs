@@ -79,11 +79,11 @@ impl Store {
         }
     }
 
-    /// The body of a small entry, without counting damage.
-    fn peek(&self, key: &Key, row: &Row) -> Option<Vec<u8>> {
-        let file = self.segment(row.at.segment).ok()?;
-        let record = super::segment::read(&file, row.at.offset, row.len).ok()?.ok()?;
-        (record.key == key.encode()).then_some(record.body)
+    /// The body of a small entry, without counting damage. None: that is no record of it.
+    fn peek(&self, key: &Key, row: &Row) -> io::Result<Option<Vec<u8>>> {
+        let file = self.segment(row.at.segment)?;
+        let record = super::segment::read(&file, &self.inner.seal, row.at, row.len)?;
+        Ok(record.ok().filter(|record| record.key == key.encode()).map(|record| record.body))
     }
 
     /// Removes what matches and returns how many. What is owed upstream goes too: it was purged.

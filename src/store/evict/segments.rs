@@ -82,7 +82,7 @@ impl Store {
         let mut kept = Level::ALL.map(|level| (level, 0));
         let path = segment::path(&self.inner.layout.segments(), number);
         let scanned = std::fs::File::open(&path).and_then(|file| {
-            segment::scan(&file, 0, |offset, len, record| {
+            segment::scan((&file, number), &self.inner.seal, 0, |offset, len, record| {
                 let at = Position { segment: number, offset };
                 let live = self.find_encoded(&record.key).filter(|row| row.at == at);
                 let Some(row) = live else { return };
@@ -138,7 +138,7 @@ impl Store {
         let faults = self.index_faults();
         let mut failed = None;
         let mut copied = 0;
-        segment::scan(&file, 0, |offset, len, record| {
+        segment::scan((&file, number), &self.inner.seal, 0, |offset, len, record| {
             if failed.is_some() {
                 return;
             }
