@@ -171,6 +171,17 @@ impl Store {
         }
     }
 
+    /// Whether an entry, or the content that it names, is certainly not there: what cannot be looked up or
+    /// read now may be there in a moment. What is found damaged is taken out, and is gone.
+    pub fn is_gone(&self, key: &Key) -> bool {
+        let faults = self.index_faults();
+        let body = match self.find(key) {
+            Some(row) if row.place == Place::Elsewhere => self.content_of(&row).map(|(_, row)| row),
+            found => found,
+        };
+        body.is_none() && self.index_faults() == faults
+    }
+
     /// The content that an entry's body is, if it stands elsewhere.
     fn content_of(&self, row: &Row) -> Option<(Key, Row)> {
         let content = Key::content(row.digest);

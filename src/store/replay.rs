@@ -36,8 +36,10 @@ pub(super) fn open_index(
     clock: &Clock,
 ) -> Result<Replayed, IndexError> {
     let ends = trust::is_known(layout);
+    let check = || sound::check(&layout.index().join("data.mdb"));
     if ends.is_none()
-        && let Err(error) = sound::check(&layout.index().join("data.mdb"))
+        // What could not be read once may be readable.
+        && let Err(error) = check().or_else(|_| check())
     {
         if !error.is_damage() {
             return Err(io::Error::other(error).into());
@@ -59,9 +61,9 @@ pub(super) fn open_index(
     let was_clean = before.is_none_or(|covered| covered.clean);
     let mut replay = Replay {
         layout,
+        seal,
         index: &index,
         ops: Vec::new(),
-        seal,
         covered: before.unwrap_or_default(),
         now: seconds(clock.now()),
         records: 0,
@@ -115,9 +117,9 @@ fn set_aside(layout: &Layout) -> io::Result<()> {
 
 struct Replay<'a> {
     layout: &'a Layout,
+    seal: &'a Seal,
     index: &'a Index,
     ops: Vec<Op>,
-    seal: &'a Seal,
     covered: Covered,
     now: u32,
     records: u64,

@@ -24,6 +24,7 @@ use crate::telemetry::metrics::Dropped;
 use crate::worker::desk::Desk;
 use crate::worker::uploader::attempt::{Attempt, Outcome, Packing};
 use crate::worker::uploader::journal::{Journal, drop_owed, is_expired};
+use crate::worker::uploader::lacking::Lacking;
 use crate::worker::uploader::lane::{Lane, Order};
 
 mod attempt;
@@ -31,6 +32,7 @@ mod attempt;
 pub(super) mod bench;
 mod health;
 mod journal;
+mod lacking;
 mod land;
 mod lane;
 mod packer;
@@ -75,6 +77,7 @@ struct Uploader {
     lanes: Vec<Lane>,
     journal: Journal,
     packing: Arc<Packing>,
+    lacking: Arc<Lacking>,
     flying: FuturesUnordered<BoxFuture<'static, Landed>>,
     heard: u64,
     stuck_looked: Instant,
@@ -93,6 +96,7 @@ impl Uploader {
             lanes,
             journal,
             packing: Arc::default(),
+            lacking: Arc::default(),
             flying: FuturesUnordered::new(),
             heard: 0,
             stuck_looked: Instant::now(),
@@ -179,6 +183,10 @@ impl Uploader {
         let mut has_dropped = false;
         for number in self.lanes[at].ready(order, now, free) {
             let Some(job) = self.lanes[at].get(number) else { continue };
+            // One that was launched just now: the entry was put twice since it was looked.
+            if self.lanes[at].is_beside(number) {
+                continue;
+            }
             if is_expired(&job.owed, today) {
                 drop_owed(&self.cache, number, Dropped::Expired);
                 self.lanes[at].remove(number);
@@ -200,6 +208,7 @@ impl Uploader {
             realm,
             upstream: self.upstreams[at].clone(),
             packing: self.packing.clone(),
+            lacking: self.lacking.clone(),
             uploads: self.uploads.clone(),
             boarded: lane.boarded.clone(),
             number,

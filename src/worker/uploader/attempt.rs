@@ -21,6 +21,7 @@ use crate::store::Stored;
 use crate::store::file::FileSource;
 use crate::store::index::Owed;
 use crate::worker::uploader::Uploads;
+use crate::worker::uploader::lacking::Lacking;
 use crate::worker::uploader::packer::{Packer, Route};
 
 /// Compressing must not take the cores that the build runs on.
@@ -42,6 +43,8 @@ pub(super) enum Outcome {
     Replaced,
     /// It is there, but this machine cannot read it now.
     Unreadable,
+    /// An action that names content which upstream does not take.
+    Lacks(Digest),
     Failed(BackendError),
 }
 
@@ -77,6 +80,7 @@ pub(super) struct Attempt {
     pub(super) realm: Arc<Realm>,
     pub(super) upstream: Upstream,
     pub(super) packing: Arc<Packing>,
+    pub(super) lacking: Arc<Lacking>,
     pub(super) uploads: Arc<Uploads>,
     /// Attempts of this lane that wait for their packs: they take nobody's place.
     pub(super) boarded: Arc<AtomicUsize>,
@@ -94,7 +98,7 @@ impl Attempt {
             None if store.owed_at(self.number).is_none() => return Outcome::Replaced,
             None => match store.find(key) {
                 Some(row) => row.digest,
-                None => return Outcome::Gone,
+                None => return self.missing().await,
             },
         };
         if self.cache.confirmed().contains(self.realm.id, key, &digest) {
@@ -106,6 +110,9 @@ impl Attempt {
         }
         // What upstream holds is uncertain from here on: a put of what it held before is owed.
         self.cache.confirmed().remove(self.realm.id, key);
+        if let Some(content) = self.lacks().await {
+            return Outcome::Lacks(content);
+        }
         let sent = match key.kind {
             Kind::Go => self.send_go().await,
             Kind::Content | Kind::Action | Kind::Opaque => self.send_body().await,
@@ -150,13 +157,27 @@ impl Attempt {
         false
     }
 
+    /// Content that an action names and that was given up.
+    async fn lacks(&self) -> Option<Digest> {
+        if self.owed.key.kind != Kind::Action || self.lacking.is_empty() {
+            return None;
+        }
+        let (store, key) = (self.cache.store().clone(), self.owed.key.clone());
+        let (lacking, realm) = (self.lacking.clone(), self.realm.id);
+        // Larger ones are files, and no actions.
+        let look = move || match store.get(&key)? {
+            Stored::Bytes(_, bytes) => lacking.named_in(realm, &bytes),
+            Stored::File(..) => None,
+        };
+        self.cache.tasks().blocking("look what an action names", look).await.flatten()
+    }
+
     /// Nothing could be read: because it is gone, or because the disk says no.
     async fn missing(&self) -> Outcome {
         let (store, key) = (self.cache.store().clone(), self.owed.key.clone());
-        let is_there = move || store.find(&key).is_some_and(|row| store.is_sound(&key, &row));
-        match self.cache.tasks().blocking("look for an upload", is_there).await {
-            Some(false) => Outcome::Gone,
-            Some(true) | None => Outcome::Unreadable,
+        match self.cache.tasks().blocking("look for an upload", move || store.is_gone(&key)).await {
+            Some(true) => Outcome::Gone,
+            Some(false) | None => Outcome::Unreadable,
         }
     }
 

@@ -93,11 +93,10 @@ pub(super) enum Blame {
 
 pub(super) const fn blame(error: &BackendError) -> Blame {
     match error {
-        BackendError::Connect(_) | BackendError::BreakerOpen | BackendError::ReadOnly => {
-            Blame::Upstream
-        }
-        // One namespace may be denied where another is not.
+        BackendError::Connect(_) | BackendError::BreakerOpen => Blame::Upstream,
+        // One namespace may be denied where another is not, or one name be none.
         BackendError::Denied(_)
+        | BackendError::ReadOnly
         | BackendError::Full
         | BackendError::Redirect(_)
         | BackendError::Unsure(_) => Blame::Both,
@@ -130,8 +129,9 @@ pub(super) struct Health {
     /// Counts setbacks: attempts that began before one say nothing new about upstream.
     epoch: u64,
     is_read_only: bool,
-    /// Uploads that were denied, one after the other.
+    /// Uploads that were denied, and those that no name was taken for, one after the other.
     denied: u32,
+    unwritable: u32,
     /// The kind of trouble that was told, and its words.
     trouble: Option<std::mem::Discriminant<BackendError>>,
     last_error: Option<String>,
@@ -147,6 +147,7 @@ impl Health {
             epoch: 0,
             is_read_only: false,
             denied: 0,
+            unwritable: 0,
             trouble: None,
             last_error: None,
         }
@@ -180,6 +181,7 @@ impl Health {
         }
         self.in_a_row = 0;
         self.denied = 0;
+        self.unwritable = 0;
         self.until = None;
         self.is_read_only = false;
         self.last_error = None;
@@ -192,6 +194,8 @@ impl Health {
         let blame = blame(error);
         let is_denied = matches!(error, BackendError::Denied(_));
         self.denied = if is_denied { self.denied.saturating_add(1) } else { 0 };
+        let is_unwritable = matches!(error, BackendError::ReadOnly);
+        self.unwritable = if is_unwritable { self.unwritable.saturating_add(1) } else { 0 };
         self.last_error = Some(error.to_string());
         if blame == Blame::Entry {
             self.in_a_row += 1;
@@ -209,9 +213,13 @@ impl Health {
         if !rests {
             return News::None;
         }
-        self.is_read_only = matches!(error, BackendError::ReadOnly);
+        // One name may be none that can be written: all of them are not.
+        self.is_read_only = self.unwritable >= IN_A_ROW;
         let pause = if self.is_read_only { READ_ONLY_FOR } else { self.backoff.next_delay() };
         self.until = Some(now + pause);
+        if is_unwritable && !self.is_read_only {
+            return News::None;
+        }
         let kind = std::mem::discriminant(error);
         if self.trouble.replace(kind) == Some(kind) { News::None } else { News::Trouble }
     }

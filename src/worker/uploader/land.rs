@@ -1,9 +1,12 @@
 //! What follows from an attempt that is over: settled, given up, or tried again.
 
+use std::time::Duration;
+
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use crate::backend::BackendError;
+use crate::entry::{Digest, Kind, RealmId};
 use crate::telemetry::metrics::Dropped;
 use crate::worker::uploader::attempt::{Outcome, Sent};
 use crate::worker::uploader::health::{Blame, News, blame};
@@ -11,8 +14,9 @@ use crate::worker::uploader::journal::drop_owed;
 use crate::worker::uploader::lane::Lane;
 use crate::worker::uploader::{Landed, Uploader, What};
 
-/// An entry that is there but could not be read so often is damaged.
-const UNREADABLE_MAX: u32 = 5;
+/// An entry that could not be read for so long does not come back, and holds up actions behind it. A disk
+/// that fails, or too many open files, may last for minutes.
+const UNREADABLE_FOR: Duration = Duration::from_secs(3600);
 
 impl Uploader {
     /// Whatever else is over by now.
@@ -45,23 +49,36 @@ impl Uploader {
             Outcome::Replaced => self.lanes[at].remove(number),
             Outcome::Gone => self.give_up(at, number, Dropped::Gone),
             Outcome::Unreadable => {
-                let times = self.lanes[at].postpone_unreadable(number, Instant::now());
-                if times >= UNREADABLE_MAX {
+                if self.lanes[at].postpone_unreadable(number, Instant::now()) >= UNREADABLE_FOR {
                     self.give_up(at, number, Dropped::Corrupt);
                 }
+            }
+            Outcome::Lacks(content) => {
+                tracing::warn!(%content, "an action is given up: upstream lacks what it names");
+                self.give_up(at, number, Dropped::Refused);
             }
             Outcome::Failed(error) => self.failed(at, epoch, number, &error),
         }
     }
 
     fn give_up(&mut self, at: usize, number: u64, why: Dropped) {
+        if let Some((realm, content)) = self.content_of(at, number) {
+            self.lacking.insert(realm, content);
+        }
         drop_owed(&self.cache, number, why);
         self.lanes[at].remove(number);
+    }
+
+    fn content_of(&self, at: usize, number: u64) -> Option<(RealmId, Digest)> {
+        let owed = &self.lanes[at].get(number)?.owed;
+        let content = owed.key.expected().filter(|_| owed.key.kind == Kind::Content)?;
+        Some((owed.realm, content))
     }
 
     fn sent(&mut self, at: usize, number: u64, sent: &Sent) {
         self.cache.metrics().uploaded_entries.inc();
         self.cache.metrics().uploaded_bytes.add(sent.bytes);
+        self.lanes[at].permit(number);
         let news = self.lanes[at].health.success(sent.took);
         tell(&self.lanes[at], None, news);
         // Only what is still owed under this number is what was sent. A confirmation of what was
@@ -79,6 +96,9 @@ impl Uploader {
 
     /// Upstream has it. Where the journal cannot be written it stays, and is found confirmed.
     fn settle(&mut self, at: usize, number: u64) {
+        if let Some((realm, content)) = self.content_of(at, number) {
+            self.lacking.remove(realm, content);
+        }
         if self.cache.store().settle(number) || self.cache.store().owed_at(number).is_none() {
             self.lanes[at].remove(number);
         } else {

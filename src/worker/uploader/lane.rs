@@ -2,9 +2,11 @@
 //!
 //! Pure: nothing is sent or settled here.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -18,6 +20,10 @@ use crate::worker::uploader::packer::WAITING_MAX;
 pub(super) const JOBS_MAX: usize = 8192;
 /// With so many that could go, no more are read.
 const READY_ENOUGH: usize = 512;
+/// What did not get through goes behind so many younger ones, each time.
+const BEHIND: u64 = 64;
+/// More than there are numbers at a time.
+const DENIED_BEHIND: u64 = 1 << 48;
 /// Contents from this size on are asked for before they are sent.
 const ASK_SIZE_MIN: u64 = 64 << 10;
 /// Fewer of them are sent as quickly as they are asked for.
@@ -49,8 +55,8 @@ pub(super) struct Job {
     pub(super) owed: Owed,
     state: State,
     tries: u32,
-    /// It could not be read from disk so many times.
-    unreadable: u32,
+    /// Since when it could not be read from disk.
+    unreadable: Option<Instant>,
     /// Upstream was asked whether it has this.
     is_asked: bool,
     not_before: Option<Instant>,
@@ -106,7 +112,7 @@ impl Lane {
             owed,
             state: State::Waiting,
             tries: 0,
-            unreadable: 0,
+            unreadable: None,
             is_asked: false,
             not_before: None,
             backoff: Backoff::new(PAUSE_FIRST, PAUSE_MOST, number),
@@ -120,6 +126,13 @@ impl Lane {
 
     pub(super) fn is_empty(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Upstream has taken this upload.
+    pub(super) fn permit(&mut self, number: u64) {
+        if let Some(job) = self.jobs.get(&number) {
+            self.denied.remove(&job.owed.realm);
+        }
     }
 
     /// Upstream does not permit this upload: perhaps none of its realm.
@@ -146,6 +159,11 @@ impl Lane {
         (self.health.aimd.limit() + boarded).saturating_sub(self.attempts)
     }
 
+    /// Whether another upload of the same entry is under way: of two, the older bytes may arrive last.
+    pub(super) fn is_beside(&self, number: u64) -> bool {
+        self.jobs.get(&number).is_some_and(|job| self.busy.contains(&job.owed.identity()))
+    }
+
     pub(super) fn is_busy(&self, number: u64) -> bool {
         self.jobs.get(&number).is_some_and(|job| job.state != State::Waiting)
     }
@@ -170,7 +188,7 @@ impl Lane {
     pub(super) fn ready(&self, order: Order, now: Instant, most: usize) -> Vec<u64> {
         let all = self.jobs.iter().filter(|(number, job)| self.may_go(**number, job, now));
         match order {
-            Order::Oldest => all.take(most).map(|(number, _)| *number).collect(),
+            Order::Oldest => self.first_of(all, most),
             Order::Smallest => {
                 let mut by_size: Vec<_> =
                     all.map(|(number, job)| (job.owed.size, *number)).collect();
@@ -179,6 +197,39 @@ impl Lane {
                 by_size.into_iter().map(|(_, number)| number).collect()
             }
         }
+    }
+
+    /// Those whose turn comes first, of jobs in order of their numbers.
+    fn first_of<'a>(
+        &self,
+        jobs: impl Iterator<Item = (&'a u64, &'a Job)>,
+        most: usize,
+    ) -> Vec<u64> {
+        let (mut first, mut later) = (Vec::new(), BinaryHeap::new());
+        for (number, job) in jobs {
+            later.push(Reverse((self.turn(*number, job), *number)));
+            // None that follows comes before these.
+            while let Some(Reverse((turn, _))) = later.peek()
+                && turn <= number
+                && first.len() < most
+            {
+                first.extend(later.pop().map(|Reverse((_, number))| number));
+            }
+            if first.len() >= most {
+                return first;
+            }
+        }
+        let left = std::iter::from_fn(|| later.pop()).map(|Reverse((_, number))| number);
+        first.extend(left.take(most - first.len()));
+        first
+    }
+
+    /// Which has this turn goes before all that are higher: the oldest, but that what has not got through is
+    /// behind some younger ones each time, and what is not permitted behind all. An upstream in trouble
+    /// gets one at a time, and it must not always be the same.
+    fn turn(&self, number: u64, job: &Job) -> u64 {
+        let denied = if self.denied.contains(&job.owed.realm) { DENIED_BEHIND } else { 0 };
+        number.saturating_add(u64::from(job.tries) * BEHIND).saturating_add(denied)
     }
 
     fn may_go(&self, number: u64, job: &Job, now: Instant) -> bool {
@@ -262,6 +313,7 @@ impl Lane {
             State::Flying => self.attempts -= 1,
         }
         job.state = State::Waiting;
+        job.unreadable = None;
         self.busy.remove(&job.owed.identity());
     }
 
@@ -273,12 +325,14 @@ impl Lane {
         }
     }
 
-    /// As `postpone`, because its bytes could not be read; how often that was.
-    pub(super) fn postpone_unreadable(&mut self, number: u64, now: Instant) -> u32 {
+    /// As `postpone`, because its bytes could not be read; for how long that has been so.
+    pub(super) fn postpone_unreadable(&mut self, number: u64, now: Instant) -> Duration {
+        let since = self.jobs.get(&number).and_then(|job| job.unreadable).unwrap_or(now);
         self.postpone(number, now);
-        let Some(job) = self.jobs.get_mut(&number) else { return 0 };
-        job.unreadable += 1;
-        job.unreadable
+        if let Some(job) = self.jobs.get_mut(&number) {
+            job.unreadable = Some(since);
+        }
+        now - since
     }
 
     /// Somebody waits: no pauses, and the journal is read from its beginning.

@@ -59,7 +59,7 @@ async fn a_content_that_fails_holds_back_its_realm_and_nobody_else() {
     assert_eq!(ready(&lane), [3, 4]);
     let due = lane.next_due(Instant::now()).unwrap();
     tokio::time::advance(due - Instant::now()).await;
-    assert_eq!(ready(&lane), [0, 3, 4]);
+    assert_eq!(ready(&lane), [3, 4, 0], "what has failed goes behind younger ones");
     assert_eq!(lane.next_due(Instant::now()), None);
     lane.launch(0);
     lane.remove(0);
@@ -75,10 +75,33 @@ async fn one_entry_is_never_sent_twice_at_once() {
     assert!(ready(&lane).is_empty());
     assert_eq!(lane.attempts(), 1);
     lane.land(7);
-    assert_eq!(ready(&lane), [7, 9]);
+    assert_eq!(ready(&lane), [9, 7]);
     assert!(!lane.launch(7), "a second attempt");
+    assert!(lane.is_beside(9));
     lane.remove(7);
+    assert!(!lane.is_beside(9));
     assert_eq!(ready(&lane), [9]);
+}
+
+/// An upstream in trouble gets one at a time, and it was always the oldest.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_get_through_lets_others_go_first() {
+    let mut lane = lane(&[('o', 0), ('o', 0), ('o', 1), ('o', 1)]);
+    let first = |lane: &Lane| lane.ready(Order::Oldest, Instant::now(), 1)[0];
+    for expected in [0, 1, 2, 3, 0, 1] {
+        assert_eq!(first(&lane), expected);
+        lane.launch(expected);
+        lane.land(expected);
+    }
+    // Of a realm that nothing is permitted for, the last; until one is.
+    lane.deny(0);
+    assert_eq!(lane.ready(Order::Oldest, Instant::now(), 9), [2, 3, 0, 1]);
+    lane.permit(1);
+    assert_eq!(first(&lane), 2);
+    assert_eq!(lane.ready(Order::Oldest, Instant::now(), 9), [2, 3, 0, 1]);
+    lane.launch(2);
+    lane.land(2);
+    assert_eq!(lane.ready(Order::Oldest, Instant::now(), 9), [3, 0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]

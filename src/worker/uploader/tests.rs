@@ -16,6 +16,8 @@ use crate::telemetry::metrics::Dropped;
 use crate::worker::uploader::journal::Journal;
 use crate::worker::{Flushed, WorkerStatus, Workers};
 
+mod single;
+
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
