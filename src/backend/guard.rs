@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Upload};
 use crate::telemetry::metrics::{Streak, Upstream};
@@ -174,16 +174,10 @@ impl Guard {
         let config = &self.shared.config;
         let sending = Sending::new();
         let end = sending.end(body.len, config.floor_bytes_per_s, config.put_answer);
-        let mut putting = self.inner.put(name, sending.watch(body, &self.shared.upstream));
-        let answer = loop {
-            let due = sending.due(config.put_answer).min(end);
-            match timeout_at(due, &mut putting).await {
-                Ok(answer) => break answer,
-                // It has taken a piece since.
-                Err(_) if sending.due(config.put_answer).min(end) > due => {}
-                Err(_) => break Err(deadline("answer to an upload", config.put_answer)),
-            }
-        };
+        let putting = self.inner.put(name, sending.watch(body, &self.shared.upstream));
+        let answer = sending.answer(putting, config.put_answer, end, || leave.prove()).await;
+        let answer =
+            answer.unwrap_or_else(|| Err(deadline("answer to an upload", config.put_answer)));
         match answer {
             Ok(()) => {
                 leave.good();

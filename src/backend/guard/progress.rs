@@ -8,7 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 use crate::backend::Upload;
 use crate::entry::Chunks;
@@ -79,7 +80,13 @@ pub(super) struct Sending {
     moved_ms: AtomicU64,
     /// The source has not given us the next piece, or has broken: not upstream's fault.
     is_ours: AtomicBool,
+    taken: AtomicU64,
+    proof: Notify,
 }
+
+/// What upstream has taken of a body that shows that it lives: more than any socket holds. A probe's body
+/// may take hours, and all others wait for what it tells.
+const PROOF_BYTES: u64 = 6 << 20;
 
 impl Sending {
     pub(super) fn new() -> Arc<Self> {
@@ -87,6 +94,8 @@ impl Sending {
             started: Instant::now(),
             moved_ms: AtomicU64::new(0),
             is_ours: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            proof: Notify::new(),
         })
     }
 
@@ -107,11 +116,42 @@ impl Sending {
                 sending.touch();
                 if let Poll::Ready(Some(Ok(piece))) = &polled {
                     upstream.bytes_out.add(piece.len() as u64);
+                    sending.take(piece.len() as u64);
                 }
                 polled
             }))
         };
         Upload { len: body.len, open: Arc::new(open) }
+    }
+
+    fn take(&self, bytes: u64) {
+        let before = self.taken.fetch_add(bytes, Ordering::Relaxed);
+        if before < PROOF_BYTES && before + bytes >= PROOF_BYTES {
+            self.proof.notify_one();
+        }
+    }
+
+    /// Waits for the answer as long as upstream moves; `proven` is told when it has shown that it lives. None:
+    /// it has not moved for as long as it may `rest`, or it is past the end.
+    pub(super) async fn answer<T>(
+        &self,
+        mut putting: impl Future<Output = T> + Unpin,
+        rest: Duration,
+        end: Instant,
+        mut proven: impl FnMut(),
+    ) -> Option<T> {
+        loop {
+            let due = self.due(rest).min(end);
+            tokio::select! {
+                biased;
+                answer = &mut putting => return Some(answer),
+                () = self.proof.notified() => proven(),
+                // It may have taken a piece since.
+                () = sleep_until(due) => if self.due(rest).min(end) <= due {
+                    return None;
+                },
+            }
+        }
     }
 
     fn touch(&self) {
@@ -124,7 +164,7 @@ impl Sending {
     }
 
     /// When upstream must have moved again, or answered, if it may rest for `rest`.
-    pub(super) fn due(&self, rest: Duration) -> Instant {
+    fn due(&self, rest: Duration) -> Instant {
         self.started + Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)) + rest
     }
 

@@ -68,3 +68,26 @@ async fn a_dead_upstream_is_told_from_a_slow_disk_by_who_was_waited_for() {
     }
     assert_eq!(setup.upstream.state(), "open");
 }
+
+/// Sending it may take hours, and it is the only one that is asked meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_large_put_as_a_probe_does_not_keep_others_out_until_it_ends() {
+    let setup = setup(Config::default());
+    setup.half_open().await;
+    let every = Duration::from_secs(1);
+    let open = move || -> Chunks {
+        Box::pin(stream::iter(0..20).then(move |_| async move {
+            sleep(every).await;
+            Ok(Bytes::from_static(&[b'x'; 1 << 20]))
+        }))
+    };
+    let putting = setup.put(Upload { len: 20 << 20, open: Arc::new(open) });
+    let looking = async {
+        sleep(every * 3).await;
+        assert_eq!(setup.upstream.state(), "half_open");
+        sleep(every * 7).await;
+        assert_eq!(setup.upstream.state(), "closed");
+    };
+    let (put, ()) = tokio::join!(putting, looking);
+    assert_eq!(put, "Ok(())");
+}

@@ -53,7 +53,7 @@ impl Setup {
     }
 
     /// Five troubles, then so much time that one probe may pass.
-    async fn half_open(&self) {
+    pub(super) async fn half_open(&self) {
         self.memory.fault_always(STATUS_FAULT);
         for _ in 0..5 {
             assert_eq!(self.get().await, "Status(500)");
