@@ -41,7 +41,12 @@ impl Cache {
         };
         match &end {
             End::Stored(meta) | End::Held(meta, _) => {
-                self.inner.confirmed.insert(realm, &key, meta.digest);
+                // What was put here meanwhile is not what upstream has, or is owed to it.
+                let there = self.inner.store.find(&key);
+                let is_ours = there.is_some_and(|row| row.digest != meta.digest);
+                if !is_ours && !self.inner.store.is_owed(&key, realm) {
+                    self.inner.confirmed.insert(realm, &key, meta.digest);
+                }
             }
             End::Failed(Why::Absent) => {
                 // What upstream was thought to have, it has lost: a new put must be sent.

@@ -4,6 +4,7 @@
 //! looked up upstream, and outputs are read back for clients that do not see the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cache::realm::Realm;
 use crate::cache::session::Session;
@@ -22,6 +23,9 @@ pub enum GoPut {
     /// The class is switched off: nothing was recorded.
     Off,
 }
+
+/// What helpers left is on the disk after so long, or taken over once more by the next start.
+const ADOPTED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Cache {
     /// The output of an action, in place as a file of the store. With a session, upstream is asked
@@ -155,11 +159,15 @@ impl Cache {
 
     /// Takes over what helpers left while no daemon was there; returns how many. Blocks.
     pub fn adopt_spool(&self) -> std::io::Result<u64> {
-        let mut adopted = 0;
+        let (mut adopted, mut done) = (0, Vec::new());
         for (path, Spooled { action, meta }) in spool::list(&self.inner.store.layout().spool())? {
             let output = self.inner.store.layout().file(&meta.digest);
-            let whole = crate::store::file::hash(&output)
-                .is_ok_and(|(digest, size)| digest == meta.digest && size == meta.size);
+            let whole = match crate::store::file::hash(&output) {
+                Ok((digest, size)) => digest == meta.digest && size == meta.size,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+                // Another start may be able to.
+                Err(_) => continue,
+            };
             if whole && let Some(id) = super::action_of(&action) {
                 let known = self.inner.realms.by_id(action.realm);
                 let recorded = match known {
@@ -172,7 +180,13 @@ impl Cache {
                 }
                 adopted += 1;
             }
-            std::fs::remove_file(path)?;
+            done.push(path);
+        }
+        // A power cut must not take the notes and leave nothing of what they say.
+        if adopted == 0 || self.inner.store.sync(ADOPTED_WITHIN) {
+            for path in done {
+                std::fs::remove_file(path)?;
+            }
         }
         Ok(adopted)
     }

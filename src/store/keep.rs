@@ -51,6 +51,8 @@ impl Store {
         let before = self.find(key);
         if let (Kind::Content, Some(row)) = (key.kind, &before)
             && self.holds(key, row)
+            // A record that is damaged is taken out as it is read.
+            && (row.place != Place::Inline || self.read_record(key, row).is_some())
         {
             if let Some(realm) = owed {
                 self.owe(key, row, realm)?;
@@ -236,12 +238,16 @@ impl Store {
         Owed { realm, key: key.clone(), size, since: seconds(self.inner.clock.now()) }
     }
 
+    pub fn is_owed(&self, key: &Key, realm: RealmId) -> bool {
+        self.inner.tail.owed_number(&self.owed(key, 0, realm).identity()).is_some()
+    }
+
     /// Owes an upload of an entry that is stored already, unless it is owed.
     ///
     /// The entry is written to the log once more, or a SIGKILL before the next commit would forget
     /// what is owed.
     pub fn owe(&self, key: &Key, row: &Row, realm: RealmId) -> Result<(), StoreError> {
-        if self.inner.tail.owed_number(&self.owed(key, row.size, realm).identity()).is_some() {
+        if self.is_owed(key, realm) {
             return Ok(());
         }
         let mut row = *row;

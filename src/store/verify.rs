@@ -1,6 +1,7 @@
 //! Reading everything again: `verify` names each entry that does not hold, `purge` removes by
 //! realm, age or writer. Both walk the index in short reads, so that the daemon goes on beside them.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::store::{Store, seconds};
 
 /// Keys read from the index at a time; a long read transaction would keep its old pages alive.
 const BATCH: usize = 1024;
+/// Of an entry that is not taken out for it.
+const UNREADABLE: &str = "its bytes cannot be read now";
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,13 +46,14 @@ impl Store {
             let judged = (row.place == Place::File).then(|| store.stamp_of(row));
             if let Some(problem) = store.problem(key, row) {
                 report.bad.push((key.clone(), problem));
-                if repair {
+                // What cannot be read now may be read in a moment.
+                if repair && problem != UNREADABLE {
                     // Not what was put in its place while it was read.
-                    match judged {
+                    let is_out = match judged {
                         Some(judged) => store.remove_judged(key, row, judged),
                         None => store.remove_row(key, row),
                     };
-                    report.repaired += 1;
+                    report.repaired += u64::from(is_out);
                 }
             }
             progress(&report);
@@ -62,15 +66,22 @@ impl Store {
         match row.place {
             Place::Elsewhere => None,
             Place::Inline => match self.peek(key, row) {
-                None => Some("its record in the segment is damaged"),
-                Some(body) if Digest::of(&body) != row.digest => Some("its bytes were changed"),
-                Some(_) => None,
+                // To make room it may have been copied to another segment, and its old one removed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let is_there = self.find(key).is_some_and(|now| now.at == row.at);
+                    is_there.then_some("its segment is gone")
+                }
+                Err(_) => Some(UNREADABLE),
+                Ok(None) => Some("its record in the segment is damaged"),
+                Ok(Some(body)) if Digest::of(&body) != row.digest => Some("its bytes were changed"),
+                Ok(Some(_)) => None,
             },
             Place::File => match file::hash(&self.inner.layout.file(&row.digest)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    Some("its file is gone")
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Some("its file is gone"),
+                Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                    Some("its file was changed")
                 }
-                Err(_) => Some("its file cannot be read"),
+                Err(_) => Some(UNREADABLE),
                 Ok((digest, size)) if digest != row.digest || size != row.size => {
                     Some("its file was changed")
                 }
