@@ -172,10 +172,8 @@ impl<'a> Intake<'a> {
                 // that starts empties the directory of what is being written.
                 let source = staged.file();
                 let mut finished = staged.finish_hashed(*output, size);
-                match finished.place(places.reader.layout(), places.reader.boot()) {
-                    Ok((path, _)) => {
-                        Ok(Arrived { class: class_of(&path, size), path, is_placed: true })
-                    }
+                match places.place(&mut finished) {
+                    Ok(path) => Ok(Arrived { class: class_of(&path, size), path, is_placed: true }),
                     Err(error) => match source {
                         Some(source) => to_refuge(self.shelves, |file| copy(&source, size, file))
                             .settle(output, size),

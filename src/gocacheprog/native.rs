@@ -41,7 +41,7 @@ pub(super) fn adopt(native: &Native, places: &Places, action: &Digest) -> Option
     if finished.digest != known.output || finished.size != known.size {
         return None;
     }
-    let (path, _) = finished.place(places.reader.layout(), places.reader.boot()).ok()?;
+    let path = places.place(&mut finished).ok()?;
     Some(Adopted { known, path })
 }
 

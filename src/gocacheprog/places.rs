@@ -9,6 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::entry::{Digest, RealmId};
 use crate::gocacheprog::HelperConfig;
+use crate::store::file::Finished;
 use crate::store::layout::Layout;
 use crate::store::reader::Reader;
 use crate::units::{Clock, Timestamp};
@@ -105,7 +106,17 @@ impl Places {
         let mut staged = self.reader.stage();
         staged.write_unhashed(bytes)?;
         let mut finished = staged.finish_hashed(*output, bytes.len() as u64);
-        finished.place(self.reader.layout(), self.reader.boot()).map(|(path, _)| path)
+        self.place(&mut finished)
+    }
+
+    /// Puts an output in place; what is in a view need not last.
+    pub(super) fn place(&self, finished: &mut Finished) -> io::Result<PathBuf> {
+        let (layout, boot) = (self.reader.layout(), self.reader.boot());
+        let placed = match self.sharing {
+            Sharing::Store => finished.place(layout, boot),
+            Sharing::Bytes | Sharing::Nothing => finished.place_in_view(layout, boot),
+        };
+        placed.map(|(path, _)| path)
     }
 
     /// Keeps a view from growing without end. Quick, and only now and then.

@@ -180,11 +180,9 @@ fn hit(helper: &Helper, id: u64, entry: &Entry) {
 fn arrived(helper: &Helper, id: u64, entry: &Entry, staged: Staged) {
     let mut finished = staged.finish();
     let is_right = finished.digest.0 == entry.output && finished.size == entry.size;
-    let placed = helper
-        .places()
-        .filter(|_| is_right)
-        .and_then(|places| finished.place(places.reader.layout(), places.reader.boot()).ok());
-    let Some((path, _)) = placed else { return miss(helper, id) };
+    let placed =
+        helper.places().filter(|_| is_right).and_then(|places| places.place(&mut finished).ok());
+    let Some(path) = placed else { return miss(helper, id) };
     if let Some(question) = helper.questions.take(id) {
         tell_hit(helper, question.id, entry, &path);
         helper.answers.flush();

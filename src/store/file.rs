@@ -148,8 +148,24 @@ impl Finished {
         self.bytes
     }
 
-    /// Puts the body in place under its digest. The path is complete when it appears.
+    /// Puts the body in place under its digest. The path is complete when it appears; one that was there may
+    /// have been acknowledged long ago, and a power cut must not leave less than it was.
     pub fn place(&mut self, layout: &Layout, boot: u64) -> io::Result<(PathBuf, Stamp)> {
+        let is_there = layout.file(&self.digest).try_exists().unwrap_or(true);
+        self.place_as(layout, boot, is_there)
+    }
+
+    /// The same where nothing has to last.
+    pub fn place_in_view(&mut self, layout: &Layout, boot: u64) -> io::Result<(PathBuf, Stamp)> {
+        self.place_as(layout, boot, false)
+    }
+
+    fn place_as(
+        &mut self,
+        layout: &Layout,
+        boot: u64,
+        is_synced: bool,
+    ) -> io::Result<(PathBuf, Stamp)> {
         let target = layout.file(&self.digest);
         let (temp, file) = match self.file.take() {
             Some(staged) => staged,
@@ -162,8 +178,7 @@ impl Finished {
                 (path, file)
             }
         };
-        if target.try_exists().unwrap_or(true) {
-            // Whoever placed that one may have been acknowledged long ago: a power cut must not leave less.
+        if is_synced {
             file.sync_data()?;
         }
         temp.rename(&target)?;
@@ -174,26 +189,41 @@ impl Finished {
 /// Puts a synced copy in a file's place, for one that could not be synced. An error: it is as it was. False:
 /// it cannot be read any more, and nothing helps.
 pub(super) fn renew(path: &Path) -> io::Result<bool> {
-    let mut from = File::open(path)?;
+    let mut from = match File::open(path) {
+        Err(error) if !may_pass(&error) => return Ok(false),
+        other => other?,
+    };
     let (temp, file) = create_temp(path.parent().unwrap_or(path))?;
     let mut piece = vec![0; 1 << 20];
     loop {
-        let read = from.read(&mut piece);
-        if let Err(error) = &read
-            && error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
-        {
-            return Ok(false);
-        }
-        match read? {
-            0 => break,
-            n => (&*file).write_all(&piece[..n])?,
+        match from.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => (&*file).write_all(&piece[..n])?,
+            Err(error) if !may_pass(&error) => return Ok(false),
+            Err(error) => return Err(error),
         }
     }
     file.sync_data()?;
     temp.rename(path)?;
     // Its new name, too.
-    file.sync_data()?;
+    file.sync_all()?;
     Ok(true)
+}
+
+/// Whether who could not read may be able to in a moment: nothing is wrong with what is there.
+pub(super) fn may_pass(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::INTR,
+        Errno::AGAIN,
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::NOSPC,
+    ];
+    passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// No name of a digest, so that the sweep of orphans knows it if its writer dies.
