@@ -251,9 +251,21 @@ impl Store {
         self.inner.tail.owed(number, most)
     }
 
-    /// The upload with this number; None once it is settled, or replaced by a newer one.
+    /// The upload with this number; None once it is settled, or replaced by a newer one, or if the journal
+    /// cannot be read.
     pub fn owed_at(&self, number: u64) -> Option<Owed> {
-        self.inner.tail.owed_by_number(number)
+        self.inner.tail.owed_by_number(number).unwrap_or_default()
+    }
+
+    /// Whether an upload is certainly settled, or replaced by a newer one.
+    pub fn is_settled(&self, number: u64) -> bool {
+        match self.inner.tail.owed_by_number(number) {
+            Ok(owed) => owed.is_none(),
+            Err(error) => {
+                self.fault("read the journal", &error);
+                false
+            }
+        }
     }
 
     /// Whether an upload of this key is owed to the realm's upstream: then ours is the newer one.

@@ -44,7 +44,7 @@ impl Cache {
                 // What was put here meanwhile is not what upstream has, or is owed to it.
                 let there = self.inner.store.find(&key);
                 let is_ours = there.is_some_and(|row| row.digest != meta.digest);
-                if !is_ours && !self.inner.store.is_owed(&key, realm) {
+                if !is_ours && !self.inner.store.owes(&key, realm) {
                     self.inner.confirmed.insert(realm, &key, meta.digest);
                 }
             }

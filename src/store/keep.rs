@@ -238,16 +238,12 @@ impl Store {
         Owed { realm, key: key.clone(), size, since: seconds(self.inner.clock.now()) }
     }
 
-    pub fn is_owed(&self, key: &Key, realm: RealmId) -> bool {
-        self.inner.tail.owed_number(&self.owed(key, 0, realm).identity()).is_some()
-    }
-
     /// Owes an upload of an entry that is stored already, unless it is owed.
     ///
     /// The entry is written to the log once more, or a SIGKILL before the next commit would forget
     /// what is owed.
     pub fn owe(&self, key: &Key, row: &Row, realm: RealmId) -> Result<(), StoreError> {
-        if self.is_owed(key, realm) {
+        if self.owes(key, realm) {
             return Ok(());
         }
         let mut row = *row;

@@ -175,6 +175,9 @@ impl Store {
     /// read now may be there in a moment. What is found damaged is taken out, and is gone.
     pub fn is_gone(&self, key: &Key) -> bool {
         let faults = self.index_faults();
+        if self.find(key).is_some_and(|row| self.is_sound(key, &row)) {
+            return false;
+        }
         let body = match self.find(key) {
             Some(row) if row.place == Place::Elsewhere => self.content_of(&row).map(|(_, row)| row),
             found => found,

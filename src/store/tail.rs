@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::entry::RealmId;
-use crate::store::index::{Covered, Index, Op, Owed};
+use crate::store::index::{Covered, Index, IndexError, Op, Owed};
 use crate::store::layout::Layout;
 use crate::store::record::Row;
 use crate::store::segment::{self, Position, Seal, Tag};
@@ -222,14 +222,14 @@ impl Tail {
 
     /// The upload with this number, if it is still owed. Looks at nothing behind it: whoever
     /// settles many asks this once for each.
-    pub(super) fn owed_by_number(&self, number: u64) -> Option<Owed> {
+    pub(super) fn owed_by_number(&self, number: u64) -> Result<Option<Owed>, IndexError> {
         let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, owed)) = overlay.owed.get(&number) {
-            return owed.clone();
+            return Ok(owed.clone());
         }
         drop(overlay);
-        let list = self.index.read().and_then(|r| r.owed(number, 1)).unwrap_or_default();
-        list.into_iter().next().filter(|(n, _)| *n == number).map(|(_, owed)| owed)
+        let list = self.index.read()?.owed(number, 1)?;
+        Ok(list.into_iter().next().filter(|(n, _)| *n == number).map(|(_, owed)| owed))
     }
 
     /// Waits until everything acknowledged so far is in the index, on stable storage.
@@ -331,7 +331,7 @@ impl Change<'_> {
     pub(super) fn owe(&mut self, owed: Owed) -> u64 {
         let identity = owed.identity();
         let older = self.tail.owed_number(&identity);
-        let older = older.and_then(|older| Some((older, self.tail.owed_by_number(older)?)));
+        let older = older.and_then(|older| Some((older, self.tail.owed_by_number(older).ok()??)));
         let number = self.state.covered.next_number;
         self.state.covered.next_number += 1;
         self.state.covered.owed_bytes += owed.size;
@@ -366,7 +366,7 @@ impl Change<'_> {
     }
 
     fn forget_owed(&mut self, number: u64) -> Option<Owed> {
-        let owed = self.tail.owed_by_number(number)?;
+        let owed = self.tail.owed_by_number(number).ok()??;
         let bytes = &mut self.state.covered.owed_bytes;
         *bytes = bytes.saturating_sub(owed.size);
         self.tail.owed_entries.fetch_sub(1, Ordering::Relaxed);

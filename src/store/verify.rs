@@ -71,17 +71,20 @@ impl Store {
                     let is_there = self.find(key).is_some_and(|now| now.at == row.at);
                     is_there.then_some("its segment is gone")
                 }
-                Err(_) => Some(UNREADABLE),
+                Err(error) if file::may_pass(&error) => Some(UNREADABLE),
+                Err(_) => self.peek(key, row).is_err().then_some("its segment cannot be read"),
                 Ok(None) => Some("its record in the segment is damaged"),
                 Ok(Some(body)) if Digest::of(&body) != row.digest => Some("its bytes were changed"),
                 Ok(Some(_)) => None,
             },
             Place::File => match file::hash(&self.inner.layout.file(&row.digest)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Some("its file is gone"),
-                Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                    Some("its file was changed")
+                Err(error) if file::may_pass(&error) => Some(UNREADABLE),
+                // A sector that is bad stays bad.
+                Err(_) => {
+                    let again = file::hash(&self.inner.layout.file(&row.digest));
+                    again.is_err().then_some("its file cannot be read")
                 }
-                Err(_) => Some(UNREADABLE),
                 Ok((digest, size)) if digest != row.digest || size != row.size => {
                     Some("its file was changed")
                 }

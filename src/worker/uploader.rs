@@ -260,7 +260,7 @@ impl Uploader {
     fn publish(&self) {
         let is_open = |lane: &Lane| !lane.is_empty() || !lane.is_caught_up;
         // What an upstream that takes no writes, or not ours, is owed can wait for nothing.
-        let is_refusing = |lane: &Lane| lane.health.is_read_only() || lane.is_denied();
+        let is_refusing = |lane: &Lane| lane.is_unwritable() || lane.is_denied();
         let has_work = !self.journal.is_caught_up()
             || self
                 .lanes

@@ -95,7 +95,7 @@ impl Attempt {
         let digest = match key.expected() {
             Some(digest) => digest,
             // Content is the same under any number; others would be sent twice.
-            None if store.owed_at(self.number).is_none() => return Outcome::Replaced,
+            None if store.is_settled(self.number) => return Outcome::Replaced,
             None => match store.find(key) {
                 Some(row) => row.digest,
                 None => return self.missing().await,
@@ -169,7 +169,14 @@ impl Attempt {
             Stored::Bytes(_, bytes) => lacking.named_in(realm, &bytes),
             Stored::File(..) => None,
         };
-        self.cache.tasks().blocking("look what an action names", look).await.flatten()
+        let named =
+            self.cache.tasks().blocking("look what an action names", look).await.flatten()?;
+        // Somebody else may have sent it, and upstream has said so.
+        let has = self.cache.confirmed().contains(self.realm.id, &Key::content(named), &named);
+        if has {
+            self.lacking.remove(self.realm.id, named);
+        }
+        (!has).then_some(named)
     }
 
     /// Nothing could be read: because it is gone, or because the disk says no.

@@ -2,6 +2,7 @@
 //!
 //! Pure: time comes in, decisions come out. Who sends what is decided in `lane`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -129,9 +130,10 @@ pub(super) struct Health {
     /// Counts setbacks: attempts that began before one say nothing new about upstream.
     epoch: u64,
     is_read_only: bool,
-    /// Uploads that were denied, and those that no name was taken for, one after the other.
+    /// Uploads that were denied, one after the other.
     denied: u32,
-    unwritable: u32,
+    /// Different ones to which upstream said that nothing is written there, since one was taken; a few.
+    unwritable: BTreeSet<u64>,
     /// The kind of trouble that was told, and its words.
     trouble: Option<std::mem::Discriminant<BackendError>>,
     last_error: Option<String>,
@@ -147,7 +149,7 @@ impl Health {
             epoch: 0,
             is_read_only: false,
             denied: 0,
-            unwritable: 0,
+            unwritable: BTreeSet::new(),
             trouble: None,
             last_error: None,
         }
@@ -166,6 +168,18 @@ impl Health {
         self.denied > 0 && self.denied as usize >= jobs.min(IN_A_ROW as usize)
     }
 
+    /// Upstream has said to this upload that nothing is written there.
+    pub(super) fn note_unwritable(&mut self, number: u64) {
+        if self.unwritable.len() < IN_A_ROW as usize {
+            self.unwritable.insert(number);
+        }
+    }
+
+    /// Whether it has said so to all that are owed, or to enough of them; `jobs` are owed.
+    pub(super) fn is_unwritable(&self, jobs: usize) -> bool {
+        !self.unwritable.is_empty() && self.unwritable.len() >= jobs.min(IN_A_ROW as usize)
+    }
+
     pub(super) fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
@@ -181,7 +195,7 @@ impl Health {
         }
         self.in_a_row = 0;
         self.denied = 0;
-        self.unwritable = 0;
+        self.unwritable.clear();
         self.until = None;
         self.is_read_only = false;
         self.last_error = None;
@@ -194,8 +208,6 @@ impl Health {
         let blame = blame(error);
         let is_denied = matches!(error, BackendError::Denied(_));
         self.denied = if is_denied { self.denied.saturating_add(1) } else { 0 };
-        let is_unwritable = matches!(error, BackendError::ReadOnly);
-        self.unwritable = if is_unwritable { self.unwritable.saturating_add(1) } else { 0 };
         self.last_error = Some(error.to_string());
         if blame == Blame::Entry {
             self.in_a_row += 1;
@@ -214,7 +226,8 @@ impl Health {
             return News::None;
         }
         // One name may be none that can be written: all of them are not.
-        self.is_read_only = self.unwritable >= IN_A_ROW;
+        let is_unwritable = matches!(error, BackendError::ReadOnly);
+        self.is_read_only = is_unwritable && self.unwritable.len() >= IN_A_ROW as usize;
         let pause = if self.is_read_only { READ_ONLY_FOR } else { self.backoff.next_delay() };
         self.until = Some(now + pause);
         if is_unwritable && !self.is_read_only {
@@ -225,7 +238,8 @@ impl Health {
     }
 
     /// Somebody waits: forget the pauses, not what was learnt.
-    pub(super) const fn try_now(&mut self) {
+    pub(super) fn try_now(&mut self) {
+        self.unwritable.clear();
         self.until = None;
         self.is_read_only = false;
         self.denied = 0;

@@ -86,7 +86,7 @@ impl Uploader {
         //   attempt reads A · put B is owed · A lands and is confirmed · B is sent ·
         //   put A: "confirmed", so not owed, and upstream keeps B.
         let Some(owed) = self.cache.store().owed_at(number) else {
-            return self.lanes[at].remove(number);
+            return self.settle(at, number);
         };
         if let Some(realm) = self.cache.realms().by_id(owed.realm) {
             self.cache.confirm(&realm, &owed.key, sent.digest);
@@ -99,7 +99,7 @@ impl Uploader {
         if let Some((realm, content)) = self.content_of(at, number) {
             self.lacking.remove(realm, content);
         }
-        if self.cache.store().settle(number) || self.cache.store().owed_at(number).is_none() {
+        if self.cache.store().settle(number) || self.cache.store().is_settled(number) {
             self.lanes[at].remove(number);
         } else {
             self.lanes[at].postpone(number, Instant::now());
@@ -114,6 +114,9 @@ impl Uploader {
             let key = key.map(|key| key.to_string()).unwrap_or_default();
             tracing::warn!(%key, %error, "an upload is refused and given up");
             return self.give_up(at, number, Dropped::Refused);
+        }
+        if is_read_only {
+            self.lanes[at].health.note_unwritable(number);
         }
         if matches!(error, BackendError::Denied(_)) {
             self.lanes[at].deny(number);

@@ -78,6 +78,8 @@ pub(super) struct Lane {
     busy: HashSet<Vec<u8>>,
     /// Whose uploads were denied since somebody asked for all to be tried.
     denied: HashSet<RealmId>,
+    /// Some of theirs stay in the journal.
+    has_left: bool,
     attempts: usize,
     /// Attempts that wait for their packs: they ask nothing of upstream.
     pub(super) boarded: Arc<AtomicUsize>,
@@ -95,6 +97,7 @@ impl Lane {
             contents: BTreeMap::new(),
             busy: HashSet::new(),
             denied: HashSet::new(),
+            has_left: false,
             attempts: 0,
             boarded: Arc::default(),
             is_asking: false,
@@ -103,6 +106,11 @@ impl Lane {
 
     pub(super) fn insert(&mut self, number: u64, owed: Owed) {
         if self.jobs.contains_key(&number) {
+            return;
+        }
+        if self.jobs.len() >= JOBS_MAX / 2 && self.denied.contains(&owed.realm) {
+            // Others need the room; it is read again when something of it is permitted.
+            self.has_left = true;
             return;
         }
         if owed.key.kind == Kind::Content {
@@ -130,8 +138,10 @@ impl Lane {
 
     /// Upstream has taken this upload.
     pub(super) fn permit(&mut self, number: u64) {
-        if let Some(job) = self.jobs.get(&number) {
-            self.denied.remove(&job.owed.realm);
+        let Some(job) = self.jobs.get(&number) else { return };
+        if self.denied.remove(&job.owed.realm) && std::mem::take(&mut self.has_left) {
+            self.cursor = 0;
+            self.is_caught_up = false;
         }
     }
 
@@ -145,7 +155,14 @@ impl Lane {
     /// Whether nothing that is owed is permitted, as far as was tried.
     pub(super) fn is_denied(&self) -> bool {
         self.health.is_denying(self.jobs.len())
+            && self.is_caught_up
             && self.jobs.values().all(|job| self.denied.contains(&job.owed.realm))
+    }
+
+    /// Whether upstream writes nothing of what is owed to it, as far as was tried.
+    pub(super) fn is_unwritable(&self) -> bool {
+        self.health.is_read_only()
+            || self.is_caught_up && self.health.is_unwritable(self.jobs.len())
     }
 
     /// Attempts under way.
@@ -177,10 +194,19 @@ impl Lane {
             Order::Smallest => true,
             Order::Oldest => {
                 self.health.rests_until(now).is_none()
-                    && (self.jobs.len() < READY_ENOUGH
-                        || self.ready(order, now, READY_ENOUGH).len() < READY_ENOUGH)
+                    && (self.jobs.len() < READY_ENOUGH || self.permitted(now) < READY_ENOUGH)
             }
         }
+    }
+
+    /// How many may go now, up to enough, of realms that were not denied.
+    fn permitted(&self, now: Instant) -> usize {
+        let is_denied = |number: &u64| {
+            self.jobs.get(number).is_some_and(|job| self.denied.contains(&job.owed.realm))
+        };
+        // What is denied stands last.
+        let ready = self.ready(Order::Oldest, now, READY_ENOUGH);
+        ready.iter().filter(|number| !is_denied(number)).count()
     }
 
     /// Up to `most` uploads that may go now. Promise 7: an action goes only when all contents of

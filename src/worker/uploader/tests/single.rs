@@ -96,7 +96,7 @@ async fn a_namespace_that_is_denied_does_not_keep_another_from_being_sent() {
         (&*name.namespace == "denied").then_some(denied)
     });
     let denied = bench.realm(&cache, "denied");
-    for n in 0..200 {
+    for n in 0..2000 {
         let key = Key::opaque(denied.id, &n.to_string()).unwrap();
         bench.put(&cache, &denied, &key, b"denied").await;
     }
@@ -105,7 +105,7 @@ async fn a_namespace_that_is_denied_does_not_keep_another_from_being_sent() {
         bench.put_opaque(&cache, &n.to_string(), b"fine").await;
     }
     let began = tokio::time::Instant::now();
-    until(|| cache.store().owed_entries() == 200).await;
+    until(|| cache.store().owed_entries() == 2000).await;
     assert!(began.elapsed() < 10 * MINUTE, "{:?}", began.elapsed());
     drop(workers);
     bench.close(&cache).await;
@@ -137,5 +137,40 @@ async fn an_action_that_names_what_upstream_does_not_take_is_not_sent() {
     bench.put_action(&cache, "lacking", &names(&large)).await;
     assert_eq!(workers.flush(MINUTE).await, Flushed::default());
     assert!(bench.backend.peek(&refused).is_some() && bench.backend.peek(&lacking).is_some());
+    bench.close(&cache).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_that_go_has_moved_away_is_gone_at_once() {
+    let bench = Bench::new();
+    let cache = bench.cache(&bench.open());
+    let output = noise(1000);
+    bench.put_outputs(&cache, std::slice::from_ref(&output));
+    std::fs::remove_file(cache.store().layout().file(&Digest::of(&output))).unwrap();
+    let workers = Workers::start(&cache);
+    assert_eq!(workers.flush(MINUTE).await, Flushed::default());
+    assert_eq!(dropped(&cache, Dropped::Gone), 1);
+    bench.close(&cache).await;
+}
+
+/// Alone it said three times that nothing is written there, and all that came later waited for an hour.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_none_keeps_nobody_waiting_though_it_is_all_that_is_owed() {
+    let bench = Bench::new();
+    let cache = bench.cache(&bench.open());
+    let never = bench.put_opaque(&cache, "a", b"a").await;
+    let bad = never.clone();
+    bench.backend.fault_by(move |call, name| {
+        (call == Call::Put && *name == bad).then_some(Fault::Error(|| BackendError::ReadOnly))
+    });
+    let workers = Workers::start(&cache);
+    let began = tokio::time::Instant::now();
+    assert_eq!(workers.flush(MINUTE).await.left_entries, 1);
+    assert!(began.elapsed() < MINUTE, "a flush says so at once");
+    until(|| bench.backend.calls(&never).puts > 5).await;
+    let other = bench.put_opaque(&cache, "b", b"b").await;
+    let began = tokio::time::Instant::now();
+    until(|| bench.backend.peek(&other).is_some()).await;
+    assert!(began.elapsed() < 2 * MINUTE, "{:?}", began.elapsed());
     bench.close(&cache).await;
 }
