@@ -1,20 +1,25 @@
 //! `larder daemon` and `larder check-config`.
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
 use clap::ArgMatches;
 
-use super::{Failure, Outcome, USAGE, env, out};
+use super::{FAILED, Failure, Outcome, USAGE, env, out};
 use crate::config::{ClientConfig, Config, Sources, raw};
 use crate::daemon::{self, Daemon, Options};
 use crate::telemetry::log::{self, Format};
 
 /// Serves until a signal. 2: configuration, 5: the store cannot be used.
 pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
-    let mut config = load(matches)?;
     let detached = matches.get_flag("detached");
+    // Away from the terminal and the job of whoever started us. It fails only for one who leads a session
+    // already, as we do when we come back here.
+    if detached && rustix::process::setsid().is_ok() {
+        return begin_anew();
+    }
+    let mut config = load(matches)?;
     if detached {
-        // Away from the terminal and the job of whoever started us. It fails only for one who leads
-        // a session already.
-        let _ = rustix::process::setsid();
         // Without a place for a log there is still a cache.
         let log = &config.client.daemon_log;
         config.log.file = log::can_write(log).then(|| log.clone());
@@ -30,6 +35,17 @@ pub(super) fn daemon(matches: &ArgMatches) -> Outcome {
         Ok(()) => Ok(0),
         Err(error) => Err(Failure::new(error.exit_code(), error)),
     }
+}
+
+/// The same process without what was open in whoever started it: go waits until its pipes are closed
+/// everywhere, and a daemon that holds one would hang the build. The starter itself keeps it for its command.
+fn begin_anew() -> Outcome {
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
+    let error = match std::env::current_exe() {
+        Ok(program) => Command::new(program).args(std::env::args_os().skip(1)).exec(),
+        Err(error) => error,
+    };
+    Err(Failure::new(FAILED, format!("cannot begin anew: {error}")))
 }
 
 /// What to paste into another terminal.

@@ -104,8 +104,6 @@ fn spawn(settings: &StartDaemon) -> Result<Child, StartError> {
     }
     // Nobody needs to go without a cache for want of a place for its log.
     let log = private_file(&settings.log).map_or_else(|_| Stdio::null(), Stdio::from);
-    // go waits until its pipes are closed everywhere: a daemon that holds one would hang the build.
-    close_fds::set_fds_cloexec_threadsafe(3, &[]);
     Command::new(&settings.exe)
         .args(&settings.args)
         .env_clear()

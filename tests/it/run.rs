@@ -83,3 +83,32 @@ fn what_the_starter_ignores_stays_ignored() {
     assert_eq!(child.wait().unwrap().code(), Some(5), "neither larder nor the command has heard");
     stop(&home);
 }
+
+/// The first run of a job starts the daemon, and closed whatever the command was to inherit: the pipes of a
+/// make, a shell's log.
+#[test]
+fn the_command_of_a_run_that_starts_the_daemon_inherits_what_was_open() {
+    let home = Home::new();
+    let mut run = home.larder(&["run", "--", "sh", "-c", "echo inherited >&3"]);
+    run.env("LARDER_LISTEN", "127.0.0.1:0").env("LARDER_ADMIN", "off");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3> log; exec \"$0\" \"$@\""]).arg(run.get_program());
+    shell.args(run.get_args()).current_dir(home.path());
+    for (name, value) in run.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let output = shell.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = std::fs::canonicalize(home.path().join("log")).unwrap();
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "inherited\n");
+    // The daemon has nothing of it.
+    let status = home.larder(&["stats", "--json"]).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", status["pid"])).unwrap();
+    let paths = open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    assert!(!paths.into_iter().any(|path| path == log), "the daemon holds the log");
+    stop(&home);
+}
