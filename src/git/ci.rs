@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{branch_name, name, object_id, read, scope_of_url};
+use super::{branch_said, name, object_id, read, scope_of_url};
 
 /// What a CI system says. None where it says nothing, or is none that is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Ci {
     pub commit: Option<String>,
     /// That of the change, where a pull request is built.
     pub branch: Option<String>,
+    /// It is a change's, and not one that was pushed to.
+    pub is_change: bool,
     /// The change is a fork's: whatever is checked out, its branches are none of ours.
     pub is_forks: bool,
     /// The branch that the change is to go into, else the one that the repository builds on.
@@ -33,6 +35,8 @@ struct System {
     commit: &'static str,
     branch: fn(Variable<'_>) -> Option<String>,
     is_forks: fn(Variable<'_>) -> bool,
+    /// Set where a change is built; `false` is not.
+    change: &'static str,
     /// The first that is set counts.
     default_branch: &'static [&'static str],
 }
@@ -59,6 +63,7 @@ const SYSTEMS: [System; 5] = [
             variable("GITHUB_HEAD_REF").or(change).or_else(pushed)
         },
         is_forks: is_github_fork,
+        change: "GITHUB_HEAD_REF",
         default_branch: &["GITHUB_BASE_REF"],
     },
     System {
@@ -82,6 +87,7 @@ const SYSTEMS: [System; 5] = [
             change.or_else(|| variable("CI_COMMIT_BRANCH"))
         },
         is_forks: is_gitlab_fork,
+        change: "CI_MERGE_REQUEST_IID",
         default_branch: &["CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CI_DEFAULT_BRANCH"],
     },
     System {
@@ -95,6 +101,7 @@ const SYSTEMS: [System; 5] = [
         commit: "BUILDKITE_COMMIT",
         branch: buildkite_branch,
         is_forks: is_buildkite_fork,
+        change: "BUILDKITE_PULL_REQUEST",
         default_branch: &[
             "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
             "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
@@ -112,6 +119,7 @@ const SYSTEMS: [System; 5] = [
         branch: |variable| variable("CIRCLE_BRANCH"),
         // Its branch is `pull/12`.
         is_forks: |variable| variable("CIRCLE_PR_USERNAME").is_some(),
+        change: "CIRCLE_PULL_REQUEST",
         default_branch: &[],
     },
     System {
@@ -122,6 +130,7 @@ const SYSTEMS: [System; 5] = [
         commit: "GIT_COMMIT",
         branch: jenkins_branch,
         is_forks: |variable| variable("CHANGE_FORK").is_some(),
+        change: "CHANGE_BRANCH",
         default_branch: &["CHANGE_TARGET"],
     },
 ];
@@ -138,9 +147,10 @@ pub fn ci(variable: Variable<'_>) -> Ci {
         job: part_of_job(system, &get).and_then(|job| name(&job)),
         // Buildkite says `HEAD` where it does not know yet.
         commit: get(system.commit).and_then(|commit| object_id(&commit)),
-        branch: (system.branch)(&get).and_then(|branch| branch_name(&branch)),
+        branch: (system.branch)(&get).and_then(|branch| branch_said(&branch)),
         is_forks: (system.is_forks)(&get),
-        default_branch: default_branch.and_then(|branch| branch_name(&branch)),
+        is_change: get(system.change).is_some_and(|change| change != "false"),
+        default_branch: default_branch.and_then(|branch| branch_said(&branch)),
     }
 }
 
@@ -196,8 +206,8 @@ fn is_elsewhere(variable: Variable<'_>) -> bool {
     variable("GITHUB_EVENT_NAME").is_some_and(|event| !OF_THEIR_REFERENCE.contains(&&*event))
 }
 
-/// Whether a pull request is built whose branch is of another repository, however its address is written: a
-/// mirror's path is longer or shorter than the original's.
+/// Whether a pull request is built whose branch is of another repository, however its address is written. Ours
+/// may be a mirror's, with a path that ends in the original's; anything else may be anybody's.
 fn is_buildkite_fork(variable: Variable<'_>) -> bool {
     let path = |name| {
         let scope = variable(name).and_then(|url| scope_of_url(&url))?.to_ascii_lowercase();
@@ -207,7 +217,8 @@ fn is_buildkite_fork(variable: Variable<'_>) -> bool {
     // `owner:branch` is a fork's, and no branch of git's is called so.
     variable("BUILDKITE_BRANCH").is_some_and(|branch| branch.contains(':'))
         || path("BUILDKITE_PULL_REQUEST_REPO").is_some_and(|from| {
-            path("BUILDKITE_REPO").is_none_or(|ours| !ends(&ours, &from) && !ends(&from, &ours))
+            let is_mirrored = |ours: &str| from.contains('/') && ends(ours, &from);
+            path("BUILDKITE_REPO").is_none_or(|ours| ours != from && !is_mirrored(&ours))
         })
 }
 

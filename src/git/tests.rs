@@ -182,6 +182,10 @@ fn a_forks_branch_that_is_checked_out_by_its_name_is_none_of_ours() {
     let mut mirrored = buildkite("https://github.com/team/app");
     mirrored[1].1 = "https://proxy.example.com/git/team/app.git";
     assert_eq!(branch(&mirrored), "main");
+    // What ends like ours is anybody's, and so is what ends like a mirror that names no owner.
+    assert_eq!(branch(&buildkite("https://github.com/stranger/team/app")), "pull/12");
+    mirrored[1].1 = "/srv/git/team/app.git";
+    assert_eq!(branch(&mirrored), "pull/12");
     // On GitHub, what follows a workflow or a comment is begun on the default branch.
     let event = dir.path().join("event.json");
     let after = |name, says: &str| {
@@ -257,4 +261,50 @@ fn one_repository_has_one_scope_however_it_is_reached() {
     for (url, scope) in cases {
         assert_eq!(scope_of_url(url).as_deref(), scope, "{url}");
     }
+}
+
+/// A job that was begun on main checked out a change's commit, and led main's trail astray.
+#[test]
+fn the_branch_that_was_pushed_is_not_that_of_another_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_) = git(dir.path(), &["init", "-q", "-b", "side", "a"]) else { return };
+    let a = dir.path().join("a");
+    git(&a, &["commit", "-q", "--allow-empty", "-m", "one"]);
+    git(&a, &["checkout", "-q", "--detach"]);
+    let commit = git(&a, &["rev-parse", "HEAD"]).unwrap();
+    let other = "1".repeat(40);
+    let branch = |sha: &str, head: &str| {
+        let variable = |name: &str| {
+            let value = match name {
+                "GITHUB_REPOSITORY" => "team/app",
+                "GITHUB_EVENT_NAME" => "workflow_dispatch",
+                "GITHUB_REF_NAME" => "main",
+                "GITHUB_SHA" => sha,
+                "GITHUB_HEAD_REF" => head,
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        identify(&a, &variable).branch
+    };
+    assert_eq!(branch(&commit, ""), "main");
+    assert_eq!(branch(&other, ""), "");
+    // What the event says of a fork cannot be read here, so that the change has no branch of ours.
+    assert_eq!(branch(&other, "main"), "");
+}
+
+/// Cleaned of what does not fit into a log they were called `main`.
+#[test]
+fn a_branch_whose_name_only_looks_like_another_one_is_none() {
+    for name in ["main\u{a0}", "\u{3000}main", "ma\u{85}in", &"m".repeat(300)] {
+        assert_eq!(
+            branch_of(&format!("ref: refs/heads/{name}\n"), "refs/heads/"),
+            None,
+            "{name:?}"
+        );
+        assert_eq!(branch_said(name), None, "{name:?}");
+    }
+    let twice = branch_of("ref: refs/heads/refs/heads/main\n", "refs/heads/");
+    assert_eq!(twice.as_deref(), Some("refs/heads/main"));
+    assert_eq!(branch_said("refs/heads/main").as_deref(), Some("main"));
 }
