@@ -4,7 +4,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use larder::client::{self, Address};
+use larder::wire::go::{Hello, PROTOCOL};
+
 use crate::harness::{Home, TestDaemon, ac, cas};
+use crate::support::PATIENCE;
 use crate::support::http::send_with;
 
 fn raw(daemon: &TestDaemon, request: &[u8]) -> String {
@@ -99,6 +103,40 @@ fn tokens_say_who_may_read_and_who_may_write() {
     let basic = [("authorization", "Basic dTpzM2NyZXQtY2k=")];
     assert_eq!(send_with(daemon.addr(), "GET", &ac(1), &basic, b"").unwrap().status, 200);
     assert!(!home.log().contains("s3cret"), "no secret in the log");
+}
+
+/// A helper said whom it trusts, and read what its token does not let it.
+#[test]
+fn a_helper_reads_what_its_token_trusts_and_no_other() {
+    let home = Home::new();
+    let tokens = home.path().join("tokens.toml");
+    let token = |name: &str, rest: &str| {
+        format!(
+            "[[token]]\nname = \"{name}\"\nsecret = \"s3cret-{name}\"\naccess = \"write\"\n{rest}"
+        )
+    };
+    let (apart, trusting) = ("namespace = \"pr\"\n", "namespace = \"pr\"\ntrust = \"main\"\n");
+    let text = token("free", "") + &token("apart", apart) + &token("trusting", trusting);
+    std::fs::write(&tokens, text).unwrap();
+    std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let daemon = home.daemon(&["--tokens", tokens.to_str().unwrap()]);
+    let realms = |token: &str, trust: Option<&str>| {
+        let hello = Hello {
+            protocol: PROTOCOL,
+            role: "go".into(),
+            token: Some(format!("s3cret-{token}")),
+            namespace: Some("mine".into()),
+            trust: trust.map(str::to_owned),
+            ..Hello::default()
+        };
+        let address = Address::Tcp(daemon.addr().to_string());
+        client::connect(&address, &hello, PATIENCE).unwrap().welcome.realms
+    };
+    assert_eq!(realms("apart", None).len(), 1);
+    assert_eq!(realms("apart", Some("main")), realms("apart", None));
+    assert_eq!(realms("trusting", Some("other")), realms("trusting", None));
+    assert_eq!(realms("trusting", None).len(), 2);
+    assert_eq!(realms("free", Some("main")).len(), 2);
 }
 
 #[test]

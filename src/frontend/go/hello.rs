@@ -54,9 +54,11 @@ impl Frontend {
             .and_then(|token| token.namespace.as_deref())
             .or(hello.namespace.as_deref())
             .unwrap_or(&config.namespace);
+        // A token that is bound to a namespace reads the one that it trusts, and no other.
+        let is_bound = token.is_some_and(|token| token.namespace.is_some());
         let trust = token
             .and_then(|token| token.trust.as_deref())
-            .or(hello.trust.as_deref())
+            .or(hello.trust.as_deref().filter(|_| !is_bound))
             .or(config.trust.as_deref());
         let realms = self.inner.cache.realms();
         let upstream = hello.upstream.as_deref().or_else(|| self.upstream_of(Protocol::Go));
