@@ -80,6 +80,16 @@ pub(super) struct Visit {
     pub(super) shutdown: Shutdown,
 }
 
+/// A machine that is gone without a word, as a virtual one that was killed is, is found out after two minutes:
+/// the session of its helper would keep what it has used from making room for ever.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)
+}
+
 impl Frontend {
     /// Accepts on every listener until the shutdown.
     pub fn serve(&self, bound: Bound, shutdown: &Shutdown) {
@@ -115,6 +125,7 @@ impl Frontend {
                 Ok((stream, peer)) => {
                     // Answers are written whole; waiting to fill a segment only adds a round trip.
                     let _ = stream.set_nodelay(true);
+                    let _ = keep_alive(&stream);
                     // An error: it is gone already.
                     let Ok(stream) = stream.into_std() else { continue };
                     self.welcome_tcp(stream, peer, tls.clone(), shutdown.clone());

@@ -14,6 +14,7 @@ use hyper::service::Service;
 #[derive(Default)]
 pub(super) struct Activity {
     begun: AtomicU64,
+    moved: AtomicU64,
     open: AtomicUsize,
     is_stuck: AtomicBool,
 }
@@ -31,6 +32,15 @@ impl Activity {
         (!is_busy).then(|| self.begun())
     }
 
+    /// Counts what moves: questions, pieces of answers that are taken, pieces of bodies that come.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn moves(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Something waits to be written, or no longer.
     pub(super) fn stuck(&self, is_stuck: bool) {
         self.is_stuck.store(is_stuck, Ordering::Relaxed);
@@ -43,6 +53,7 @@ struct Open(Arc<Activity>);
 impl Open {
     fn begin(activity: &Arc<Activity>) -> Self {
         activity.begun.fetch_add(1, Ordering::Relaxed);
+        activity.moves();
         activity.open.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(activity))
     }
@@ -100,14 +111,14 @@ where
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.answer).poll(context));
         let open = self.open.take();
-        Poll::Ready(answer.map(|answer| answer.map(|body| Held { body, _open: open })))
+        Poll::Ready(answer.map(|answer| answer.map(|body| Held { body, open })))
     }
 }
 
 /// The body of an answer, which is not whole before this is dropped.
 pub(super) struct Held<B> {
     body: B,
-    _open: Option<Open>,
+    open: Option<Open>,
 }
 
 impl<B: Body + Unpin> Body for Held<B> {
@@ -118,7 +129,11 @@ impl<B: Body + Unpin> Body for Held<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let (Poll::Ready(Some(_)), Some(open)) = (&frame, &self.open) {
+            open.0.moves();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -11,7 +11,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::frontend::listener::Visit;
 use crate::frontend::listener::activity::{Activity, Watched};
@@ -24,6 +24,8 @@ use crate::tasks::{Shutdown, Tasks};
 const QUIET: Duration = Duration::from_secs(1);
 /// Where there is an answer under way, it is looked again after so long.
 const LATER: Duration = QUIET.saturating_mul(8);
+/// Answers are under way, none of them moves, and nothing comes: longer than anybody waits for anything.
+const UNMOVED_WITHIN: Duration = Duration::from_secs(600);
 /// To say that a connection ends, where TLS wants that said.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// A round trip of 100 ms at 1 Gbit/s needs 12 MiB in flight.
@@ -112,6 +114,7 @@ async fn until_ended<S, V>(
 {
     tokio::pin!(connection);
     let (mut seen, mut is_ending) = (activity.quiet(), false);
+    let (mut moved, mut since) = (activity.moved(), Instant::now());
     loop {
         let is_told = is_ending;
         tokio::select! {
@@ -127,6 +130,14 @@ async fn until_ended<S, V>(
                     is_ending = true;
                 }
                 seen = quiet;
+                if activity.moved() != moved {
+                    (moved, since) = (activity.moved(), Instant::now());
+                }
+                // Of one stream that takes nothing the socket does not tell.
+                if since.elapsed() >= UNMOVED_WITHIN && quiet.is_none() {
+                    tracing::debug!("connection ended: nobody takes the answers");
+                    return;
+                }
             }
         }
         if is_ending && !is_told {
@@ -324,7 +335,7 @@ mod tests {
         let (idle, ()) = tokio::join!(served(Rewound::new(stream), &service), asked);
         let stream = idle.expect("it idles");
         assert!(stream.is_unread());
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         assert!(served(stream, &service).await.is_none(), "it waits again and again");
         assert!(begin.elapsed() >= LONG / 2);
         assert_eq!(other.read(&mut [0; 8]).await.unwrap(), 0, "it is closed");
@@ -371,5 +382,33 @@ mod tests {
         };
         let (_still_there, ()) = tokio::join!(asked, served);
         assert_eq!(activity.begun(), 3);
+    }
+
+    /// It answers whether it is there, and takes no answer: it kept its place for ever.
+    #[tokio::test(start_paused = true)]
+    async fn http2_that_takes_nothing_is_closed_in_the_end() {
+        let (stream, other) = tokio::io::duplex(64 << 10);
+        let (service, tasks) = (service(), Tasks::new());
+        let activity = Arc::clone(service.activity());
+        let io = TokioIo::new(Patient::new(Rewound::new(stream), Arc::clone(&activity)));
+        let connection = http2::Builder::new(Streams(tasks.clone()))
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .serve_connection(io, service);
+        let mut shutdown = tasks.shutdown_signal();
+        let served = until_ended(connection, &activity, || LONG, &mut shutdown);
+        let asked = async {
+            let mut client = hyper::client::conn::http2::Builder::new(Streams(tasks.clone()));
+            client.initial_stream_window_size(0);
+            let (mut ask, other) = client.handshake(TokioIo::new(other)).await.unwrap();
+            tasks.spawn("client", async move { ended(other.await) });
+            let question = hyper::Request::get("http://a/");
+            let question = question.body(http_body_util::Empty::<Bytes>::new()).unwrap();
+            let answer = ask.send_request(question).await.unwrap();
+            (ask, answer)
+        };
+        let begin = Instant::now();
+        let (_still_there, ()) = tokio::join!(asked, served);
+        assert!(begin.elapsed() >= UNMOVED_WITHIN);
     }
 }

@@ -16,6 +16,9 @@ use crate::frontend::listener::activity::Activity;
 /// there is room when a third of them has gone.
 const UNREAD_WITHIN: Duration = Duration::from_secs(120);
 
+/// So much comes of one who only answers whether he is there.
+const NO_BODY: usize = 64;
+
 /// See the module.
 pub(super) struct Patient<S> {
     stream: S,
@@ -57,7 +60,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() - before > NO_BODY {
+            self.activity.moves();
+        }
+        read
     }
 }
 
