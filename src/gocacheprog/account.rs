@@ -11,8 +11,10 @@ use crate::wire::go::{Frame, Report};
 
 /// Missing actions that are remembered; what is built beyond has no known cost.
 const MISSED_MAX: usize = 64 << 10;
+/// Used actions that nobody was told of; those beyond count as used when they were before.
+const USED_MAX: usize = 64 << 10;
 /// Actions in one frame.
-const USED_MAX: usize = 16 << 10;
+const USED_IN_FRAME: usize = 16 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Account(Mutex<Inner>);
@@ -63,18 +65,27 @@ impl Account {
         cost.map_or(0, |ms| ms.unwrap_or(u32::MAX).clamp(1, COST_MAX_MS))
     }
 
-    /// What there is to tell since the last time.
-    pub(super) fn news(&self) -> Vec<Frame> {
+    /// Says what there is to tell since the last time; what nobody hears is kept for the next.
+    pub(super) fn tell(&self, say: impl FnOnce(&[Frame]) -> bool) {
+        let (used, report, is_news) = {
+            let mut inner = self.locked();
+            let is_news = inner.report != inner.told;
+            (std::mem::take(&mut inner.used), inner.report.clone(), is_news)
+        };
+        let uses = used.chunks(USED_IN_FRAME).map(|part| Frame::Used { actions: part.to_vec() });
+        let frames: Vec<Frame> =
+            uses.chain(is_news.then(|| Frame::Report(report.clone()))).collect();
+        if frames.is_empty() {
+            return;
+        }
+        let is_heard = say(&frames);
         let mut inner = self.locked();
-        let mut frames = Vec::new();
-        if !inner.used.is_empty() {
-            frames.push(Frame::Used { actions: std::mem::take(&mut inner.used) });
+        if is_heard {
+            inner.told = report;
+        } else {
+            // What go has been given in the meantime comes after it.
+            inner.used.splice(..0, used);
         }
-        if inner.report != inner.told {
-            inner.told = inner.report.clone();
-            frames.push(Frame::Report(inner.report.clone()));
-        }
-        frames
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -90,6 +101,15 @@ mod tests {
     use crate::store::segment::Position;
     use crate::units::Timestamp;
 
+    fn told(account: &Account) -> Vec<Frame> {
+        let mut told = Vec::new();
+        account.tell(|frames| {
+            told = frames.to_vec();
+            true
+        });
+        told
+    }
+
     #[test]
     fn a_build_costs_the_time_from_its_miss_to_its_put() {
         let account = Account::default();
@@ -98,8 +118,8 @@ mod tests {
         assert_eq!(account.built(&[1; 32], Duration::from_secs(9)), 0, "told once");
         assert_eq!(account.built(&[2; 32], Duration::from_secs(9)), 0, "never asked for");
         let report = Report { puts: 3, ..Report::default() };
-        assert_eq!(account.news(), [Frame::Report(report)]);
-        assert_eq!(account.news(), []);
+        assert_eq!(told(&account), [Frame::Report(report)]);
+        assert_eq!(told(&account), []);
     }
 
     #[test]
@@ -124,6 +144,9 @@ mod tests {
         account.hit_index([2; 32], &row);
         let report = Report { hits_index: 2, saved_ms: 80, ..Report::default() };
         let used = Frame::Used { actions: vec![[1; 32], [2; 32]] };
-        assert_eq!(account.news(), [used, Frame::Report(report)]);
+        // They were lost where the daemon was just away, and what go held could be removed.
+        account.tell(|_| false);
+        assert_eq!(told(&account), [used, Frame::Report(report)]);
+        assert_eq!(told(&account), []);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::entry::{Digest, RealmId};
 use crate::gocacheprog::HelperConfig;
-use crate::store::file::Finished;
+use crate::store::file::{Finished, own_number};
 use crate::store::layout::Layout;
 use crate::store::reader::Reader;
 use crate::units::{Clock, Timestamp};
@@ -225,7 +225,7 @@ impl Refuge {
         let uid = rustix::process::geteuid().as_raw();
         let prefix = format!("larder-{uid}-");
         self.remove_old(&prefix, uid, clock);
-        let dir = self.temp_dir.join(format!("{prefix}{}", self.pid));
+        let dir = self.temp_dir.join(format!("{prefix}{}-{:x}", self.pid, own_number()));
         match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
             // Left by an earlier process of the same number; anybody else's is not used.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -244,6 +244,7 @@ impl Refuge {
         for entry in std::fs::read_dir(&self.temp_dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
+            let number = number.and_then(|rest| rest.split('-').next());
             if number.is_none_or(|number| number.parse::<u32>().is_err()) {
                 continue;
             }

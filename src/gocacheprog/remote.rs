@@ -250,7 +250,7 @@ pub(super) fn keep_time(helper: &Helper) {
         helper.answers.flush();
         if now >= tick {
             tick = now + NEWS_EVERY;
-            helper.questions.say(&helper.account.news());
+            helper.account.tell(|news| helper.questions.say(news));
         }
         if !helper.questions.wait_for_deadline(now, tick) {
             return;

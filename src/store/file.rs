@@ -4,12 +4,13 @@
 //! A file is never written in place: readers hold paths and maps of it.
 
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher as _, RandomState};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::entry::body::{Source, Streaming};
 use crate::entry::{BodyError, Chunks, Digest, Hasher};
@@ -210,6 +211,12 @@ pub(super) fn renew(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Of this process and no other: their own numbers are the same in each container.
+pub fn own_number() -> u64 {
+    static OWN_NUMBER: OnceLock<u64> = OnceLock::new();
+    *OWN_NUMBER.get_or_init(|| RandomState::new().build_hasher().finish())
+}
+
 /// Whether who could not read may be able to in a moment: nothing is wrong with what is there.
 pub(super) fn may_pass(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -229,7 +236,7 @@ pub(super) fn may_pass(error: &io::Error) -> bool {
 /// No name of a digest, so that the sweep of orphans knows it if its writer dies.
 fn create_temp(dir: &Path) -> io::Result<(TempPath, Arc<File>)> {
     let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed);
-    let path = dir.join(format!("{}-{name}", std::process::id()));
+    let path = dir.join(format!("{}-{:x}-{name}", std::process::id(), own_number()));
     let file = File::options().read(true).write(true).create_new(true).mode(0o444).open(&path)?;
     Ok((TempPath(Some(path)), Arc::new(file)))
 }

@@ -166,6 +166,7 @@ const OF_THE_PROCESS: &[&str] = &[
     "HELD",
     "IS_LOST",
     "NEXT_NAME",
+    "OWN_NUMBER",
     "PIECES",
     "PLACES",
     "RECEIVED",
