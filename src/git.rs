@@ -47,9 +47,14 @@ pub fn identify(dir: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Identi
     let repository = ci.repository.or_else(|| checkout.and_then(Checkout::scope));
     let scope = ci::joined(repository, ':', ci.job).and_then(|scope| name(&scope));
     // What is checked out is what is built; a job may have gone elsewhere after its first checkout.
-    let commit = checkout.and_then(Checkout::commit).or(ci.commit);
+    let commit = checkout.and_then(Checkout::commit);
+    // Whoever has checked out another commit builds none of the branch that was pushed, but may build the
+    // change that was asked about.
+    let is_other = commit.is_some() && ci.commit.is_some() && commit != ci.commit;
+    let said = ci.branch.filter(|_| ci.is_change || ci.is_forks || !is_other);
+    let commit = commit.or(ci.commit);
     let checked_out = checkout.and_then(Checkout::branch).filter(|_| !ci.is_forks);
-    let branch = checked_out.or(ci.branch);
+    let branch = checked_out.or(said);
     // Where a change goes is known to who builds it; the repository knows where most go.
     let default_branch = ci.default_branch.or_else(|| checkout.and_then(Checkout::default_branch));
     Identity {
@@ -192,12 +197,19 @@ pub fn object_id(text: &str) -> Option<String> {
 }
 
 fn branch_of(text: &str, prefix: &str) -> Option<String> {
-    branch_name(text.strip_prefix("ref:")?.trim().strip_prefix(prefix)?)
+    let reference = text.strip_prefix("ref:")?.trim_matches(|c: char| c.is_ascii_whitespace());
+    branch_name(reference.strip_prefix(prefix)?)
 }
 
-/// No branch begins with a dot; where HEAD says so (`.invalid`), references are kept elsewhere.
+/// Of a branch, or a reference to one.
+fn branch_said(text: &str) -> Option<String> {
+    branch_name(text.strip_prefix("refs/heads/").unwrap_or(text))
+}
+
+/// None where it is not as it is said: a name that looks like another one's would be taken for it. No branch
+/// begins with a dot; where HEAD says so (`.invalid`), references are kept elsewhere.
 fn branch_name(text: &str) -> Option<String> {
-    name(text.strip_prefix("refs/heads/").unwrap_or(text)).filter(|name| !name.starts_with('.'))
+    name(text).filter(|name| name == text && !name.starts_with('.'))
 }
 
 /// A name that fits on a line and into a log.

@@ -378,7 +378,7 @@ impl Helper {
 
     /// go has all it needs and goes on; what is left is for the daemon.
     fn finish(&self, terminated: &AtomicBool) {
-        self.questions.say(&self.account.news());
+        self.account.tell(|news| self.questions.say(news));
         let mut left = SETTLE_MAX;
         while !left.is_zero() {
             let step = left.min(SETTLE_MAX_TERMINATED);

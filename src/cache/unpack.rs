@@ -13,6 +13,9 @@ use crate::entry::action::{Frame, GoEntry};
 use crate::entry::{Digest, Id, Key, Meta, Why};
 use crate::store::file::{Finished, Staged};
 
+/// Outputs up to this size are unpacked where they arrive.
+const AT_ONCE_MAX: u64 = 256 << 10;
+
 impl Cache {
     /// Action, frame, output: the action may carry the frame, or name it.
     pub(super) async fn fetch_go(
@@ -132,7 +135,8 @@ impl Cache {
     /// Decompresses a piece; large ones on a thread of their own.
     async fn feed(&self, unpacking: &mut Option<Unpacking>, piece: Bytes) -> Result<(), Why> {
         let mut state = unpacking.take().ok_or(Why::Fault)?;
-        if piece.len() <= 16 << 10 {
+        // A few bytes may be many when they are unpacked.
+        if piece.len() <= 16 << 10 && state.size <= AT_ONCE_MAX {
             state.feed(&piece)?;
             *unpacking = Some(state);
             return Ok(());
@@ -176,6 +180,7 @@ fn in_cas(beside: &Name, digest: &Digest) -> Name {
 /// An output on its way out of its frame.
 pub(super) struct Unpacking {
     decoder: zstd::stream::write::Decoder<'static, Bounded>,
+    size: u64,
 }
 
 /// Takes at most the bytes that the entry announced: a frame cannot blow up the disk.
@@ -197,13 +202,14 @@ impl std::io::Write for Bounded {
 }
 
 impl Unpacking {
-    /// Larger windows would let a hostile frame take memory.
-    const WINDOW_LOG_MAX: u32 = 27;
+    /// 8 MiB, as much as RFC 8878 asks of who unpacks, and sixteen times what larder's own frames need:
+    /// larger windows would let a hostile frame take memory.
+    const WINDOW_LOG_MAX: u32 = 23;
 
     pub(super) fn new(staged: Staged, size: u64) -> Result<Self, Why> {
         let decoder = zstd::stream::write::Decoder::new(Bounded { staged, left: size })
             .and_then(|mut decoder| decoder.window_log_max(Self::WINDOW_LOG_MAX).map(|()| decoder));
-        decoder.map(|decoder| Self { decoder }).map_err(|_| Why::Fault)
+        decoder.map(|decoder| Self { decoder, size }).map_err(|_| Why::Fault)
     }
 
     pub(super) fn feed(&mut self, piece: &[u8]) -> Result<(), Why> {

@@ -109,6 +109,15 @@ pub(super) fn question(
     progress: &mut dyn FnMut(&Value),
 ) -> Result<Value, Failure> {
     let address = address(config);
+    if let Address::Tcp(address) = &address {
+        return Err(Failure::new(
+            NO_DAEMON,
+            format!(
+                "the daemon at {address} serves builds over TCP and answers no questions: ask on its own \
+                 machine; for builds set GOCACHEPROG=\"larder go\", without `larder run`"
+            ),
+        ));
+    }
     let token = config.token.as_ref().map(|token| token.reveal());
     let reply = client::control(&address, token, request, patience, progress)
         .map_err(|error| failure(&error))?;
