@@ -60,8 +60,14 @@ pub struct Position {
 }
 
 /// What makes the marks of a store's records, from its secret.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Seal([u8; 32]);
+
+impl std::fmt::Debug for Seal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<secret>")
+    }
+}
 
 impl Seal {
     pub fn new(secret: &str) -> Self {

@@ -2,6 +2,14 @@
 
 use super::*;
 
+/// Upstream says of this name that nothing is written there.
+fn write_never(bench: &Bench, name: &Name) {
+    let never = name.clone();
+    bench.backend.fault_by(move |call, name| {
+        (call == Call::Put && *name == never).then_some(Fault::Error(|| BackendError::ReadOnly))
+    });
+}
+
 /// A moment's error of the disk once counted as "it is gone", and its upload was dropped.
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_read_for_a_while_is_owed_still() {
@@ -70,10 +78,7 @@ async fn a_name_that_upstream_takes_no_writes_for_stops_no_other() {
     let bench = Bench::new();
     let cache = bench.cache(&bench.open());
     let never = bench.put_opaque(&cache, "a", b"a").await;
-    let bad = never.clone();
-    bench.backend.fault_by(move |call, name| {
-        (call == Call::Put && *name == bad).then_some(Fault::Error(|| BackendError::ReadOnly))
-    });
+    write_never(&bench, &never);
     let workers = Workers::start(&cache);
     until(|| bench.backend.calls(&never).puts > 0).await;
     for n in 0..20 {
@@ -159,10 +164,7 @@ async fn a_name_that_is_none_keeps_nobody_waiting_though_it_is_all_that_is_owed(
     let bench = Bench::new();
     let cache = bench.cache(&bench.open());
     let never = bench.put_opaque(&cache, "a", b"a").await;
-    let bad = never.clone();
-    bench.backend.fault_by(move |call, name| {
-        (call == Call::Put && *name == bad).then_some(Fault::Error(|| BackendError::ReadOnly))
-    });
+    write_never(&bench, &never);
     let workers = Workers::start(&cache);
     let began = tokio::time::Instant::now();
     assert_eq!(workers.flush(MINUTE).await.left_entries, 1);
