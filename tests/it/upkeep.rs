@@ -241,3 +241,22 @@ fn a_daemon_whose_store_is_removed_says_so_and_ends() {
     let daemon = home.daemon(&[]);
     assert_eq!(daemon.put("/kv/a", b"y").status, 201);
 }
+
+/// Whoever had something to log ended, as did the daemon when it was told to: with a panic.
+#[test]
+fn a_daemon_whose_log_cannot_be_written_serves_and_ends_in_order() {
+    let home = Home::new();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    // Nobody listens there, which is worth a line.
+    let daemon = home.daemon_with(&["--upstream", "http://127.0.0.1:9"], |command| {
+        command.stderr(full);
+    });
+    assert_eq!(daemon.put("/kv/a", b"a").status, 201);
+    let flushed = daemon.control(&serde_json::json!({"op": "flush", "timeout_ms": 1500}));
+    assert_eq!(flushed["left_entries"], 1, "{flushed}");
+    let stats = daemon.stats();
+    let panics = stats["workers"].as_array().unwrap().iter().map(|worker| &worker["panics"]);
+    assert!(panics.into_iter().all(|panics| panics == 0), "{stats}");
+    assert_eq!(daemon.get("/kv/a").body, b"a");
+    assert_eq!(daemon.terminate(), Some(0));
+}
