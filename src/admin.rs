@@ -4,7 +4,7 @@
 //! Reads what others count and changes nothing. What `/status` says is `status`; how the page shows
 //! it, `page`. What clients of the cache speak to is `frontend`.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,8 @@ mod page;
 pub struct Config {
     /// None: switched off.
     pub listen: Option<SocketAddr>,
+    /// Nobody has asked for this address: where it is taken, another daemon has it.
+    pub listen_is_default: bool,
     /// Host names that requests may be for, besides IP addresses and localhost.
     pub allow_host: Vec<String>,
 }
@@ -72,10 +74,21 @@ pub struct AdminHandle {
 }
 
 impl Admin {
-    /// Binds, so that a port in use is known before anything starts. None: switched off.
+    /// Binds, so that a port in use is known before anything starts. None: switched off, or the
+    /// default port is taken.
     pub fn bind(config: &Config) -> io::Result<Option<Self>> {
         let Some(listen) = config.listen else { return Ok(None) };
-        let listener = std::net::TcpListener::bind(listen)?;
+        let listener = match std::net::TcpListener::bind(listen) {
+            Ok(listener) => listener,
+            Err(error) if config.listen_is_default && error.kind() == ErrorKind::AddrInUse => {
+                let port = listen.port();
+                tracing::warn!(
+                    "port {port} is taken; no /status here (choose a port with --admin)"
+                );
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         listener.set_nonblocking(true)?;
         Ok(Some(Self { listener, allow_host: config.allow_host.clone().into() }))
     }

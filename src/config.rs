@@ -238,7 +238,7 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
     let floor = reading.one("disk-floor", values::limit);
     let cache = read_cache(reading, &upstreams);
     let idle_exit = reading.one("idle-exit", values::idle).unwrap_or(IDLE_EXIT);
-    let listen = reading.one("admin", values::admin).unwrap_or(Some(ADMIN));
+    let admin = reading.one("admin", values::admin);
     let log = log::Config {
         filter: reading.one("log", values::log_filter).unwrap_or_else(|| "info".to_owned()),
         format: reading.one("log-format", values::log_format).unwrap_or(log::Format::Text),
@@ -269,7 +269,11 @@ fn read(reading: &mut Reading<'_>, secrets: Secrets) -> Option<Config> {
         store: store::Config { dir, disk, floor },
         cache,
         worker: worker::Config { idle_exit },
-        admin: admin::Config { listen, allow_host: frontend.allow_host.clone() },
+        admin: admin::Config {
+            listen: admin.unwrap_or(Some(ADMIN)),
+            listen_is_default: admin.is_none(),
+            allow_host: frontend.allow_host.clone(),
+        },
         frontend,
         log,
         upstreams: upstreams.configs,

@@ -173,11 +173,15 @@ fn ask(address: SocketAddr, head: &str) -> String {
     answer
 }
 
+const fn config_at(listen: Option<SocketAddr>) -> Config {
+    Config { listen, listen_is_default: false, allow_host: Vec::new() }
+}
+
 #[test]
 fn the_listener_answers_and_ends() {
     let setup = setup();
     let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-    let admin = Admin::bind(&Config { listen, allow_host: Vec::new() }).unwrap().unwrap();
+    let admin = Admin::bind(&config_at(listen)).unwrap().unwrap();
     let address = admin.local_addr().unwrap();
     let ready = setup.sources.ready.clone();
     let handle = admin.serve(setup.sources.clone()).unwrap();
@@ -208,6 +212,14 @@ fn the_listener_answers_and_ends() {
 
 #[test]
 fn switched_off_binds_nothing() {
-    let config = Config { listen: None, allow_host: Vec::new() };
-    assert!(Admin::bind(&config).unwrap().is_none());
+    assert!(Admin::bind(&config_at(None)).unwrap().is_none());
+}
+
+/// A second daemon on a machine, of another user or for another store, never started.
+#[test]
+fn a_default_port_that_is_taken_gives_way() {
+    let other = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let config = config_at(other.local_addr().ok());
+    assert_eq!(Admin::bind(&config).unwrap_err().kind(), ErrorKind::AddrInUse);
+    assert!(Admin::bind(&Config { listen_is_default: true, ..config }).unwrap().is_none());
 }
