@@ -26,6 +26,9 @@ use crate::worker::Workers;
 
 mod control;
 mod prefetch;
+mod purge;
+
+pub use purge::purge;
 
 /// Requests under way when the signal comes may finish within this.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);

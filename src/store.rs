@@ -287,8 +287,14 @@ impl Store {
         Ok(())
     }
 
+    /// What a realm stands for, if that is remembered.
+    pub fn realm(&self, id: RealmId) -> Option<String> {
+        self.inner.tail.realm(id)
+    }
+
+    /// All realms that are remembered, in no order.
     pub fn realms(&self) -> Vec<(RealmId, String)> {
-        self.inner.index.read().and_then(|reading| reading.realms()).unwrap_or_default()
+        self.inner.tail.realms()
     }
 
     /// Waits until everything acknowledged is on stable storage.

@@ -185,8 +185,8 @@ impl Cache {
             }
             Decision::Wait { most_ms } | Decision::Ask { most_ms } => {
                 let most = Duration::from_millis(most_ms);
-                if let (Known::Coming { .. }, Some(forecast)) = (&known, &session.forecast) {
-                    forecast.overtaking.name(*action);
+                if matches!(known, Known::Coming { .. }) {
+                    self.inner.forecasts.name(*action);
                 }
                 self.ask_chain_as(realm, action, most, (&known).into()).await
             }

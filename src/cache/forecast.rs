@@ -11,14 +11,15 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::cache::policy::ask::Known;
-use crate::cache::realm::Realm;
 use crate::entry::{COST_MAX_MS, Digest};
 use crate::telemetry::Metrics;
 use crate::units::Clock;
 
+mod aim;
 mod all;
 mod overtaking;
 
+pub use aim::Aim;
 pub use all::Forecasts;
 use overtaking::Overtaking;
 
@@ -31,32 +32,6 @@ const TOGETHER_MAX: u64 = 2 << 20;
 const MEASURED_FROM: u64 = 256 << 10;
 /// A command that follows another one so closely belongs to the same build.
 const FOLLOWS_WITHIN_MS: u64 = 10_000;
-
-/// What is asked of the past.
-#[derive(Clone, Debug)]
-pub struct Aim {
-    pub realm: Arc<Realm>,
-    pub scope: Arc<str>,
-    pub commit: Arc<str>,
-    pub branch: Arc<str>,
-    pub default_branch: Arc<str>,
-}
-
-impl Aim {
-    /// Whether this asks for what the other does, or, as a command before the checkout, says less of it.
-    fn serves(&self, other: &Self) -> bool {
-        let says = |mine: &Arc<str>, theirs: &Arc<str>| mine.is_empty() || mine == theirs;
-        self.realm.id == other.realm.id
-            && self.scope == other.scope
-            && self.commit == other.commit
-            && says(&self.branch, &other.branch)
-            && says(&self.default_branch, &other.default_branch)
-    }
-
-    fn says_all_of(&self, other: &Self) -> bool {
-        (&self.branch, &self.default_branch) == (&other.branch, &other.default_branch)
-    }
-}
 
 /// How far a forecast is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +106,8 @@ pub struct Forecast {
     left_ms: AtomicU64,
     clock: Clock,
     pub is_by_scope_alone: AtomicBool,
+    /// Whether upstream did not say of a manifest or a trail whether it is there.
+    pub was_refused: AtomicBool,
     is_done: AtomicBool,
     done: Notify,
     /// It ended because nobody wanted it any more.
@@ -158,6 +135,7 @@ impl Forecast {
             left_ms: AtomicU64::new(0),
             clock,
             is_by_scope_alone: AtomicBool::new(false),
+            was_refused: AtomicBool::new(false),
             is_done: AtomicBool::new(false),
             done: Notify::new(),
             is_cut: AtomicBool::new(false),
@@ -246,6 +224,11 @@ impl Forecast {
     pub fn look_again(&self) {
         self.is_done.store(false, Ordering::Release);
         self.phase.send_replace(Phase::Loading);
+    }
+
+    /// The same, without anybody waiting for it once more.
+    pub fn try_again(&self) {
+        self.is_done.store(false, Ordering::Release);
     }
 
     /// What is known of a key that this machine does not have. `latency_ms` and `bytes_per_ms`: how

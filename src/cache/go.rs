@@ -94,6 +94,9 @@ impl Cache {
             && !self.inner.config.read_only
             && to.writes_to().is_some()
             && !self.inner.confirmed.contains(to.id, &key, &meta.digest);
+        if owed {
+            self.inner.realms.remember(to);
+        }
         self.inner.store.record_go(&key, &meta, owed.then_some(to.id))?;
         self.want_room();
         self.inner.absent.remove(realm.id, &key);

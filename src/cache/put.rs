@@ -89,6 +89,9 @@ impl Cache {
         describe(&mut meta);
         let small = finished.inline().map(Bytes::copy_from_slice);
         let owed = self.owed_to(realm, key, &meta.digest);
+        if owed {
+            self.inner.realms.remember(realm);
+        }
         let size = meta.size;
         let kept = {
             let (cache, realm, key) = (self.clone(), realm.id, key.clone());

@@ -1,9 +1,11 @@
 //! Realms: upstream, namespace and trust, and how one is found for a client.
 //!
 //! A realm reads itself and the realm that it trusts, and writes only itself. Realms are remembered
-//! in the store, so that uploads owed to one are not lost when the client that named it is gone.
+//! in the store, so that uploads owed to one are not lost when the client that named it is gone, and
+//! so that its entries can be purged by its name. Nobody is refused because there are many.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,8 @@ use crate::entry::action::upstream_key;
 use crate::entry::{Id, Key, Kind, RealmId};
 use crate::store::Store;
 
-/// Realms that clients may bring into being by naming namespaces.
+/// Realms that are remembered because somebody reads them; beyond, those alone that are written. As
+/// many are kept in memory, and beyond those that somebody holds.
 const REALMS_MAX: usize = 4096;
 /// Answers that are looked through before a realm is worked out.
 const USUAL_MAX: usize = 8;
@@ -35,6 +38,8 @@ pub struct Realm {
     pub trusted: Option<Arc<Self>>,
     /// The same namespace at the upstreams that some classes of Go entries have of their own.
     pub elsewhere: Vec<Arc<Self>>,
+    /// Whether the store is known to remember it.
+    is_remembered: AtomicBool,
 }
 
 impl std::fmt::Debug for Realm {
@@ -45,6 +50,18 @@ impl std::fmt::Debug for Realm {
 }
 
 impl Realm {
+    /// One that trusts nobody and knows of no other upstream.
+    pub fn alone(id: RealmId, namespace: &str, upstream: Option<Upstream>) -> Self {
+        Self {
+            id,
+            namespace: namespace.into(),
+            upstream,
+            trusted: None,
+            elsewhere: Vec::new(),
+            is_remembered: AtomicBool::default(),
+        }
+    }
+
     /// The realms to read, nearest first.
     pub fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(self.trusted.as_deref())
@@ -96,6 +113,21 @@ struct Remembered {
     trust: Option<String>,
 }
 
+impl Remembered {
+    fn of(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
+/// The realms that a namespace is part of, as far as the store remembers them: of one upstream or
+/// another, trusting others or not. A realm's own number means that one.
+pub fn named(store: &Store, name: &str) -> Vec<RealmId> {
+    let is_meant = |(id, text): &(RealmId, String)| {
+        Remembered::of(text).is_some_and(|seen| seen.namespace == name) || id.to_string() == name
+    };
+    store.realms().into_iter().filter(is_meant).map(|(id, _)| id).collect()
+}
+
 /// What a client may ask for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted<'a> {
@@ -112,8 +144,6 @@ pub enum RealmError {
         "`{0}` is not a namespace: write segments of letters, digits, `.`, `_` and `-`, for example `main` or `pr/17`"
     )]
     Namespace(String),
-    #[error("{REALMS_MAX} namespaces are in use, and no more are taken")]
-    TooMany,
 }
 
 /// All realms of a daemon.
@@ -124,8 +154,8 @@ pub struct Realms {
     known: RwLock<HashMap<RealmId, Arc<Realm>>>,
     /// The first few answers, so that a request that asks as most do needs no hashing.
     usual: RwLock<Vec<(Asked, Arc<Realm>)>>,
-    /// The upstreams of realms that the store remembers, where they are not configured any more.
-    forgotten: HashMap<RealmId, Arc<str>>,
+    /// How many the store remembers.
+    remembered: AtomicUsize,
     store: Store,
 }
 
@@ -145,35 +175,36 @@ impl Asked {
 }
 
 impl Realms {
-    /// Knows the realms that the store remembers, as far as their upstreams are still configured.
     pub fn new(upstreams: Vec<Upstream>, of_classes: Vec<String>, store: Store) -> Self {
+        let remembered = AtomicUsize::new(store.realms().len());
         let (known, usual) = (RwLock::default(), RwLock::default());
-        let forgotten = HashMap::new();
-        let mut realms = Self { upstreams, of_classes, known, usual, forgotten, store };
-        for (id, text) in realms.store.realms() {
-            let Ok(seen) = serde_json::from_str::<Remembered>(&text) else { continue };
-            let still_there = realms.upstreams.iter().any(|u| *u.url == *seen.upstream);
-            if still_there {
-                let trust = seen.trust.as_deref();
-                realms.keep(realms.make(&seen.namespace, trust, Some(&seen.upstream)));
-            } else {
-                realms.forgotten.insert(id, seen.upstream.into());
-            }
-        }
-        realms
+        Self { upstreams, of_classes, known, usual, remembered, store }
     }
 
     pub fn upstreams(&self) -> &[Upstream] {
         &self.upstreams
     }
 
+    /// The realm with this number, if it is known, or the store remembers it and its upstream is
+    /// still configured.
     pub fn by_id(&self, id: RealmId) -> Option<Arc<Realm>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        known.or_else(|| self.recall(id))
     }
 
-    /// The upstream of a realm that the store remembers, and that is not configured any more.
+    fn recall(&self, id: RealmId) -> Option<Arc<Realm>> {
+        let seen = Remembered::of(&self.store.realm(id)?)?;
+        if !self.upstreams.iter().any(|u| *u.url == *seen.upstream) {
+            return None;
+        }
+        let realm = self.make(&seen.namespace, seen.trust.as_deref(), Some(&seen.upstream));
+        realm.is_remembered.store(true, Ordering::Relaxed);
+        (realm.id == id).then(|| self.insert(realm))
+    }
+
+    /// The upstream of a realm that the store remembers, also if it is not configured any more.
     pub fn former_upstream(&self, id: RealmId) -> Option<Arc<str>> {
-        self.forgotten.get(&id).cloned()
+        Some(Remembered::of(&self.store.realm(id)?)?.upstream.into())
     }
 
     /// The realm that a client asks for, made and remembered if it is new.
@@ -207,37 +238,36 @@ impl Realms {
         if let Some(known) = self.by_id(realm.id) {
             return Ok(known);
         }
-        if self.known.read().unwrap_or_else(PoisonError::into_inner).len() >= REALMS_MAX {
-            return Err(RealmError::TooMany);
-        }
-        self.remember(&realm, wanted.trust);
-        Ok(self.keep(realm))
-    }
-
-    /// Knows a realm, and those that its entries go to: what is owed to these must find them, also
-    /// after a restart, and also if the settings have come to name them since.
-    fn keep(&self, realm: Realm) -> Arc<Realm> {
-        for elsewhere in &realm.elsewhere {
-            if self.by_id(elsewhere.id).is_none() {
-                self.remember(elsewhere, None);
-                let url = elsewhere.upstream.as_ref().map(|u| &*u.url);
-                self.insert(self.make(&elsewhere.namespace, None, url).into());
+        let realm = self.insert(realm);
+        for realm in realm.everywhere() {
+            if self.remembered.load(Ordering::Relaxed) < REALMS_MAX {
+                self.remember(realm);
             }
         }
-        self.insert(realm.into())
+        Ok(realm)
     }
 
-    fn remember(&self, realm: &Realm, trust: Option<&str>) {
-        let remembered = Remembered {
-            upstream: realm.upstream.as_ref().map(|u| u.url.to_string()).unwrap_or_default(),
-            namespace: realm.namespace.to_string(),
-            trust: trust.map(str::to_owned),
-        };
-        let text = serde_json::to_string(&remembered).expect("plain text serializes");
-        if let Err(error) = self.store.register_realm(realm.id, &text) {
-            // Uploads of this realm may be forgotten by a restart; nothing else depends on it.
-            tracing::warn!(%error, "cannot remember a realm");
+    /// Before something is owed to a realm: whoever sends it must find the realm, also after a
+    /// restart, and also if the settings have changed since.
+    pub fn remember(&self, realm: &Realm) {
+        if realm.is_remembered.load(Ordering::Relaxed) {
+            return;
         }
+        if self.store.realm(realm.id).is_none() {
+            let remembered = Remembered {
+                upstream: realm.upstream.as_ref().map(|u| u.url.to_string()).unwrap_or_default(),
+                namespace: realm.namespace.to_string(),
+                trust: realm.trusted.as_ref().map(|trusted| trusted.namespace.to_string()),
+            };
+            let text = serde_json::to_string(&remembered).expect("plain text serializes");
+            if let Err(error) = self.store.register_realm(realm.id, &text) {
+                // Uploads of this realm may be forgotten by a restart; nothing else depends on it.
+                tracing::warn!(%error, "cannot remember a realm");
+                return;
+            }
+            self.remembered.fetch_add(1, Ordering::Relaxed);
+        }
+        realm.is_remembered.store(true, Ordering::Relaxed);
     }
 
     /// An upstream that is asked for but not configured makes a realm of its own, without one.
@@ -251,22 +281,13 @@ impl Realms {
         // Trusted realms are read; writing them is their own clients' business.
         let read_only = |u: &Upstream| Upstream { writes: false, ..u.clone() };
         let trusted = trust.map(|trust| {
-            let realm = Realm {
-                id: RealmId::of(url, trust, None),
-                namespace: trust.into(),
-                upstream: found.map(read_only),
-                trusted: None,
-                elsewhere: self.elsewhere(found, trust, read_only),
-            };
-            Arc::new(realm)
+            let id = RealmId::of(url, trust, None);
+            let elsewhere = self.elsewhere(found, trust, read_only);
+            Arc::new(Realm { elsewhere, ..Realm::alone(id, trust, found.map(read_only)) })
         });
-        Realm {
-            id: RealmId::of(url, namespace, trust),
-            namespace: namespace.into(),
-            upstream: found.cloned(),
-            trusted,
-            elsewhere: self.elsewhere(found, namespace, Upstream::clone),
-        }
+        let id = RealmId::of(url, namespace, trust);
+        let elsewhere = self.elsewhere(found, namespace, Upstream::clone);
+        Realm { trusted, elsewhere, ..Realm::alone(id, namespace, found.cloned()) }
     }
 
     /// A namespace at the upstreams of classes, where it has an upstream at all.
@@ -280,20 +301,19 @@ impl Realms {
         let of_classes = |u: &&Upstream| self.of_classes.iter().any(|name| **name == *u.name);
         let others = self.upstreams.iter().filter(of_classes).filter(|u| u.name != own.name);
         let realm = |u: &Upstream| {
-            Arc::new(Realm {
-                id: RealmId::of(&u.url, namespace, None),
-                namespace: namespace.into(),
-                upstream: Some(as_seen(u)),
-                trusted: None,
-                elsewhere: Vec::new(),
-            })
+            let id = RealmId::of(&u.url, namespace, None);
+            Arc::new(Realm::alone(id, namespace, Some(as_seen(u))))
         };
         others.map(realm).collect()
     }
 
-    fn insert(&self, realm: Arc<Realm>) -> Arc<Realm> {
+    /// Into memory. Where that is full, those go that nobody holds: they are found again.
+    fn insert(&self, realm: Realm) -> Arc<Realm> {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(realm.id).or_insert(realm).clone()
+        if known.len() >= REALMS_MAX && !known.contains_key(&realm.id) {
+            known.retain(|_, realm| Arc::strong_count(realm) > 1);
+        }
+        known.entry(realm.id).or_insert_with(|| realm.into()).clone()
     }
 
     /// Whether an upstream with this URL or name is configured.
@@ -319,6 +339,54 @@ pub fn is_namespace(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::memory::MemoryBackend;
+    use crate::store::{Config, Limit};
+    use crate::units::{ByteSize, Clock, Timestamp};
+
+    fn realms(store: &Store) -> Realms {
+        let backend = Arc::new(MemoryBackend::new());
+        let upstream =
+            Upstream { name: "main".into(), url: "http://main".into(), backend, writes: true };
+        Realms::new(vec![upstream], Vec::new(), store.clone())
+    }
+
+    /// Each namespace that anybody read was kept for ever. A central cache that had seen 4,096 pull
+    /// requests refused the next one.
+    #[test]
+    fn no_namespace_is_refused_because_many_were_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(Timestamp::from_seconds(1_000_000));
+        let disk = Some(Limit::Size(ByteSize::gib(1)));
+        let settings = Config { dir: dir.path().join("store"), disk, floor: None };
+        let store = Store::open(&settings, clock, Arc::default()).unwrap();
+        let all = realms(&store);
+        let resolve = |realms: &Realms, n: usize| {
+            let namespace = &*format!("pr/{n}");
+            let wanted = Wanted { namespace, trust: Some("main"), upstream: None };
+            realms.resolve(wanted).unwrap()
+        };
+        let held = resolve(&all, 0);
+        let ids: Vec<_> = (0..REALMS_MAX + 100).map(|n| resolve(&all, n).id).collect();
+        assert_eq!(store.realms().len(), REALMS_MAX, "the log grows with what is only read");
+        assert!(all.known.read().unwrap().len() <= REALMS_MAX, "memory grows with it");
+        assert!(Arc::ptr_eq(&held, &resolve(&all, 0)), "two of one realm");
+        // Dropped from memory, and not committed yet.
+        let early = all.by_id(ids[100]).expect("what the store remembers is found again");
+        assert_eq!((&*early.namespace, early.chain().count()), ("pr/100", 2));
+        // One more that is only read is forgotten with its reader; one that is written is not.
+        let (read, written) = (ids[REALMS_MAX + 7], ids[REALMS_MAX + 9]);
+        all.remember(&resolve(&all, REALMS_MAX + 9));
+        all.remember(&resolve(&all, REALMS_MAX + 9));
+        assert_eq!(store.realms().len(), REALMS_MAX + 1);
+        assert_eq!(named(&store, &format!("pr/{}", REALMS_MAX + 9)), [written]);
+        let again = realms(&store);
+        assert!(again.by_id(read).is_none());
+        assert!(again.by_id(written).is_some(), "what is owed to it would stay");
+        let other = Realms::new(Vec::new(), Vec::new(), store.clone());
+        assert!(other.by_id(written).is_none());
+        assert_eq!(other.former_upstream(written).as_deref(), Some("http://main"));
+        store.close();
+    }
 
     #[test]
     fn namespaces_cannot_climb_or_shadow_a_space() {

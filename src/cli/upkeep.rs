@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::stats::{number, text};
 use super::{FAILED, Failure, Outcome, STORE_IN_USE, USAGE, client_of, duration_of, link, out};
 use crate::config::ClientConfig;
-use crate::store::verify::{Purge, Verified};
+use crate::daemon;
+use crate::store::verify::Verified;
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 use crate::units::{ByteSize, Clock, show_count};
@@ -31,11 +32,12 @@ pub(super) fn verify(matches: &ArgMatches) -> Outcome {
     };
     let request = json!({ "op": "verify", "repair": repair });
     let reply = by_daemon_or(&config, &request, &mut show, |store, show| {
-        verified_json(&store.verify(repair, |so_far| {
+        let report = store.verify(repair, |so_far| {
             if so_far.entries.is_multiple_of(SHOW_EVERY) {
                 show(so_far.entries, so_far.bytes);
             }
-        }))
+        });
+        Ok(verified_json(&report))
     })?;
     drop(progress);
     let (bad, repaired) = (number(&reply["bad_entries"]), number(&reply["repaired"]));
@@ -86,13 +88,9 @@ pub(super) fn purge(matches: &ArgMatches) -> Outcome {
             request[name] = value.as_str().into();
         }
     }
-    let what = Purge { older_than, realm: None, writer };
-    let reply = by_daemon_or(
-        &config,
-        &request,
-        &mut |_, _| {},
-        |store, _| json!({ "removed": purge_in(store, what, realm.as_deref()) }),
-    )?;
+    let reply = by_daemon_or(&config, &request, &mut |_, _| {}, |store, _| {
+        Ok(json!({ "removed": daemon::purge(store, &request)? }))
+    })?;
     if matches.get_flag("json") {
         out::print_json(&reply);
     } else {
@@ -101,24 +99,12 @@ pub(super) fn purge(matches: &ArgMatches) -> Outcome {
     Ok(0)
 }
 
-/// A namespace may be part of several realms: of other upstreams, or trusting others.
-fn purge_in(store: &Store, what: Purge, namespace: Option<&str>) -> u64 {
-    let Some(namespace) = namespace else { return store.purge(&what) };
-    let is_meant = |id: &dyn ToString, text: &str| {
-        let known: Value = serde_json::from_str(text).unwrap_or_default();
-        known["namespace"] == namespace || id.to_string() == namespace
-    };
-    let realms = store.realms();
-    let meant = realms.into_iter().filter(|(id, text)| is_meant(id, text));
-    meant.map(|(id, _)| store.purge(&Purge { realm: Some(id), ..what.clone() })).sum()
-}
-
 /// What the daemon answers, else what `directly` does with the opened store.
 fn by_daemon_or(
     config: &ClientConfig,
     request: &Value,
     show: &mut dyn FnMut(u64, u64),
-    directly: impl FnOnce(&Store, &mut dyn FnMut(u64, u64)) -> Value,
+    directly: impl FnOnce(&Store, &mut dyn FnMut(u64, u64)) -> Result<Value, String>,
 ) -> Result<Value, Failure> {
     if is_of_daemon(config)? {
         let asked = link::question(config, request, PATIENCE, &mut |reply| {
@@ -136,7 +122,7 @@ fn by_daemon_or(
         .map_err(|error| Failure::new(STORE_IN_USE, error))?;
     let value = directly(&store, show);
     store.close();
-    Ok(value)
+    value.map_err(|error| Failure::new(FAILED, error))
 }
 
 /// Whether the daemon has the store that is meant. Where one is named it must say so: what cannot be
@@ -180,8 +166,8 @@ mod tests {
             store
                 .register_realm(crate::entry::RealmId([1; 16]), r#"{"namespace":"pr/17"}"#)
                 .unwrap();
-            let what = Purge::default();
-            json!([purge_in(store, what.clone(), Some("pr/17")), purge_in(store, what, None)])
+            let named = daemon::purge(store, &json!({ "realm": "pr/17" }))?;
+            Ok(json!([named, daemon::purge(store, &request)?]))
         });
         assert_eq!(reply.unwrap(), json!([0, 0]));
     }
@@ -193,7 +179,7 @@ mod tests {
         let settings = store::Config { dir: config.store.clone(), disk: None, floor: None };
         let store = Store::open(&settings, Clock::system(), Arc::default()).unwrap();
         let nothing = json!({ "op": "purge" });
-        let reply = by_daemon_or(&config, &nothing, &mut |_, _| {}, |_, _| Value::Null);
+        let reply = by_daemon_or(&config, &nothing, &mut |_, _| {}, |_, _| Ok(Value::Null));
         assert_eq!(reply.unwrap_err().code, STORE_IN_USE);
         store.close();
     }

@@ -7,11 +7,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::admin::{self, Sources};
-use crate::cache::realm::Wanted;
-use crate::daemon::prefetch;
-use crate::entry::RealmId;
+use crate::daemon::{prefetch, purge};
 use crate::frontend::Control;
-use crate::store::verify::{Purge, Verified};
+use crate::store::verify::Verified;
 
 /// How often progress is told, in entries.
 const PROGRESS_EVERY: u64 = 512;
@@ -86,40 +84,15 @@ impl Controls {
     }
 
     async fn purge(&self, request: &Value) -> Value {
-        let realm = match request["realm"].as_str() {
-            None => None,
-            Some(name) => match self.realm(name) {
-                Ok(id) => Some(id),
-                Err(error) => return json!({"error": error}),
-            },
-        };
-        let purge = Purge {
-            older_than: request["older_than_s"].as_u64().map(Duration::from_secs),
-            realm,
-            writer: request["writer"].as_str().map(str::to_owned),
-        };
-        let store = self.sources.cache.store().clone();
-        let removed = self
-            .sources
-            .cache
-            .tasks()
-            .blocking("purge", move || store.purge(&purge))
-            .await
-            .unwrap_or(0);
+        let cache = &self.sources.cache;
+        let (store, request) = (cache.store().clone(), request.clone());
+        let removed = cache.tasks().blocking("purge", move || purge(&store, &request)).await;
         // What was purged must not be served from memory.
-        self.sources.cache.memory().clear();
-        json!({"removed": removed})
-    }
-
-    fn realm(&self, name: &str) -> Result<RealmId, String> {
-        if let Some(id) = RealmId::from_hex(name) {
-            return Ok(id);
+        cache.memory().clear();
+        match removed.unwrap_or_else(|| Err("purging has failed; the log says how".to_owned())) {
+            Ok(removed) => json!({"removed": removed}),
+            Err(error) => json!({"error": error}),
         }
-        let config = self.sources.cache.config();
-        let trust = (name == config.namespace).then_some(config.trust.as_deref()).flatten();
-        let wanted = Wanted { namespace: name, trust, upstream: None };
-        let realm = self.sources.cache.realms().resolve(wanted);
-        realm.map(|realm| realm.id).map_err(|error| error.to_string())
     }
 }
 

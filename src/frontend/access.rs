@@ -7,7 +7,7 @@ use base64::Engine;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 
-use crate::cache::realm::{Realm, Wanted};
+use crate::cache::realm::{Realm, RealmError, Wanted};
 use crate::entry::Digest;
 use crate::frontend::listener::Peer;
 use crate::frontend::{Config, Frontend, Token};
@@ -23,7 +23,6 @@ pub(super) enum Denied {
     /// The token is good, but not for this.
     NotAllowed,
     Namespace,
-    TooMany,
 }
 
 /// What a request wants to do.
@@ -100,10 +99,8 @@ impl Frontend {
             }
             Some(named) => Wanted { namespace: named, trust: None, upstream },
         };
-        self.inner.cache.realms().resolve(wanted).map_err(|error| match error {
-            crate::cache::realm::RealmError::Namespace(_) => Denied::Namespace,
-            crate::cache::realm::RealmError::TooMany => Denied::TooMany,
-        })
+        let realm = self.inner.cache.realms().resolve(wanted);
+        realm.map_err(|RealmError::Namespace(_)| Denied::Namespace)
     }
 
     /// The token that a helper shows over TCP.

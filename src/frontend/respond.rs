@@ -218,7 +218,6 @@ pub(super) fn denied(why: Denied) -> Answer {
             StatusCode::BAD_REQUEST,
             "malformed namespace: letters, digits, `.`, `_`, `-`, separated by slashes",
         ),
-        Denied::TooMany => text(StatusCode::FORBIDDEN, "too many namespaces are in use"),
         Denied::NoToken => {
             let mut answer = text(StatusCode::UNAUTHORIZED, "a token is needed");
             let basic = HeaderValue::from_static("Basic realm=\"larder\", Bearer");

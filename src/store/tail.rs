@@ -5,7 +5,6 @@
 //! covers exactly the records before its position. Readers look into the overlay first, then into
 //! the index; the committer empties the overlay only after the index has it.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -15,7 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::entry::RealmId;
-use crate::store::index::{Covered, Index, IndexError, Op, Owed};
+use crate::store::index::{Covered, Index, Op, Owed};
 use crate::store::layout::Layout;
 use crate::store::record::Row;
 use crate::store::segment::{self, Position, Seal, Tag};
@@ -23,6 +22,9 @@ use crate::tasks::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Mut
 use crate::telemetry::Metrics;
 
 mod commit;
+mod overlay;
+
+use overlay::Overlay;
 
 /// How long an acknowledged change may wait for its commit: what a power cut can lose.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -33,14 +35,6 @@ const PENDING_MAX: usize = 400_000;
 /// Between two attempts when committing fails: at first, and then up to this long.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_EVERY: Duration = Duration::from_secs(5);
-
-/// Rows and owed uploads that the index does not have yet. `None` is a removal.
-#[derive(Default)]
-struct Overlay {
-    rows: HashMap<Vec<u8>, (u64, Option<Row>)>,
-    owed: BTreeMap<u64, (u64, Option<Owed>)>,
-    owed_keys: HashMap<Vec<u8>, (u64, Option<u64>)>,
-}
 
 struct State {
     segment: u32,
@@ -163,73 +157,8 @@ impl Tail {
         Ok(Change { tail: self, state })
     }
 
-    /// The row of a key if the overlay knows it: `Some(None)` is a removal.
-    pub(super) fn row(&self, key: &[u8]) -> Option<Option<Row>> {
-        if self.overlay_len.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        overlay.rows.get(key).map(|(_, row)| *row)
-    }
-
-    /// Owed uploads from `number` on, oldest first.
-    pub(super) fn owed(&self, number: u64, most: usize) -> Vec<(u64, Owed)> {
-        // The overlay first: a commit in between only makes an upload show up in both.
-        let (added, gone) = {
-            let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-            let mut added = Vec::new();
-            let mut gone = std::collections::HashSet::new();
-            for (number, (_, owed)) in overlay.owed.range(number..) {
-                match owed {
-                    Some(owed) if added.len() < most => added.push((*number, owed.clone())),
-                    Some(_) => {}
-                    None => drop(gone.insert(*number)),
-                }
-            }
-            (added, gone)
-        };
-        let mut list = match self.index.read().and_then(|r| r.owed(number, most + gone.len())) {
-            Ok(list) => list,
-            Err(error) => {
-                self.fault("read the journal", &error);
-                Vec::new()
-            }
-        };
-        list.retain(|(number, _)| !gone.contains(number));
-        for (number, owed) in added {
-            if !list.iter().any(|(seen, _)| *seen == number) {
-                list.push((number, owed));
-            }
-        }
-        list.sort_unstable_by_key(|(number, _)| *number);
-        list.truncate(most);
-        list
-    }
-
     pub(super) fn owed_bytes(&self) -> u64 {
         self.state().covered.owed_bytes
-    }
-
-    /// Number of the upload that is owed under this identity, if any.
-    pub(super) fn owed_number(&self, identity: &[u8]) -> Option<u64> {
-        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, number)) = overlay.owed_keys.get(identity) {
-            return *number;
-        }
-        drop(overlay);
-        self.index.read().and_then(|r| r.owed_number(identity)).ok().flatten()
-    }
-
-    /// The upload with this number, if it is still owed. Looks at nothing behind it: whoever
-    /// settles many asks this once for each.
-    pub(super) fn owed_by_number(&self, number: u64) -> Result<Option<Owed>, IndexError> {
-        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, owed)) = overlay.owed.get(&number) {
-            return Ok(owed.clone());
-        }
-        drop(overlay);
-        let list = self.index.read()?.owed(number, 1)?;
-        Ok(list.into_iter().next().filter(|(n, _)| *n == number).map(|(_, owed)| owed))
     }
 
     /// Waits until everything acknowledged so far is in the index, on stable storage.
@@ -312,6 +241,10 @@ impl Change<'_> {
     }
 
     pub(super) fn realm(&mut self, id: RealmId, text: String) {
+        let sequence = self.state.sequence + 1;
+        let mut overlay = self.tail.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay.realms.insert(id, (sequence, text.clone()));
+        drop(overlay);
         self.push(Op::Realm { id, text });
     }
 

@@ -228,7 +228,8 @@ fn verify_names_each_bad_entry_and_purge_removes_what_matches() {
     assert_eq!(store.purge(&old), 1);
     assert_eq!(body_of(&store, &opaque("fine")), None);
     assert_eq!(body_of(&store, &opaque("young")), Some(b"young".to_vec()));
-    let other = Purge { realm: Some(RealmId([1; 16])), ..Purge::default() };
+    let realms = Some([RealmId([1; 16])].into());
+    let other = Purge { realms, ..Purge::default() };
     assert_eq!(store.purge(&other), 0);
     store.close();
 }

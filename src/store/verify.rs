@@ -1,6 +1,7 @@
 //! Reading everything again: `verify` names each entry that does not hold, `purge` removes by
 //! realm, age or writer. Both walk the index in short reads, so that the daemon goes on beside them.
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -29,7 +30,7 @@ pub struct Verified {
 #[derive(Clone, Debug, Default)]
 pub struct Purge {
     pub older_than: Option<Duration>,
-    pub realm: Option<RealmId>,
+    pub realms: Option<HashSet<RealmId>>,
     pub writer: Option<String>,
 }
 
@@ -111,7 +112,7 @@ impl Store {
                     .older_than
                     .is_none_or(|age| u64::from(now.saturating_sub(stored)) >= age.as_secs());
                 // Content belongs to no realm: it goes when nothing is asked of the realm.
-                let realm = what.realm.is_none_or(|realm| key.realm == realm);
+                let realm = what.realms.as_ref().is_none_or(|realms| realms.contains(&key.realm));
                 let writer = what.writer.as_ref().is_none_or(|writer| {
                     store.entry_meta(key, row).is_some_and(|e| *e.meta.writer == **writer)
                 });

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::cache::forecast::{Aim, Forecast, Phase};
+use crate::entry::Digest;
 use crate::telemetry::Metrics;
 use crate::units::Clock;
 
@@ -74,6 +75,15 @@ impl Forecasts {
                 return forecast;
             }
             self.news.notified().await;
+        }
+    }
+
+    /// A build waits for this. The forecast that brings it may be another one's: what that has queued
+    /// already is not planned a second time.
+    pub fn name(&self, action: Digest) {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        for forecast in list.iter().filter(|forecast| !forecast.is_finished()) {
+            forecast.overtaking.name(action);
         }
     }
 

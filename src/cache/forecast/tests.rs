@@ -1,24 +1,36 @@
 //! When what is on its way is expected.
 
 use super::*;
+use crate::cache::realm::Realm;
 use crate::entry::RealmId;
 
-fn forecast() -> Forecast {
-    let realm = Realm {
-        id: RealmId([0; 16]),
-        namespace: "team".into(),
-        upstream: None,
-        trusted: None,
-        elsewhere: Vec::new(),
-    };
-    let aim = Aim {
+fn aim(commit: &str) -> Aim {
+    let realm = Realm::alone(RealmId([0; 16]), "team", None);
+    Aim {
         realm: Arc::new(realm),
         scope: "app".into(),
-        commit: "c1".into(),
+        commit: commit.into(),
         branch: "main".into(),
         default_branch: "main".into(),
-    };
-    Forecast::new(aim, Clock::manual(crate::units::Timestamp(1)), Arc::default())
+    }
+}
+
+fn forecast() -> Forecast {
+    Forecast::new(aim("c1"), Clock::manual(crate::units::Timestamp(1)), Arc::default())
+}
+
+/// Two builds of different commits began on one cold machine. What both needed stood far back in the
+/// first one's queue, and the second one's word for it was heard by nobody.
+#[test]
+fn what_a_build_waits_for_is_brought_forward_by_whoever_fetches_it() {
+    let forecasts = Forecasts::new(Clock::manual(crate::units::Timestamp(1)), Arc::default());
+    let [first, second, ended] = ["c1", "c2", "c3"].map(|commit| forecasts.open(aim(commit)));
+    ended.nothing();
+    let action = Digest::of(b"both need it");
+    forecasts.name(action);
+    assert_eq!(first.overtaking.take(), [action]);
+    assert_eq!(second.overtaking.take(), [action]);
+    assert_eq!(ended.overtaking.take(), []);
 }
 
 #[test]

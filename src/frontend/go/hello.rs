@@ -71,6 +71,10 @@ impl Frontend {
         });
         let writes = token.is_none_or(|token| token.write);
         let is_reading = hello.read_only || !writes;
+        if !is_reading {
+            // What this helper spools while no daemon is there is put by a later one.
+            realms.remember(&realm);
+        }
         let session = (hello.role == "go").then(|| self.session(hello, &realm, is_reading));
         let welcome = self.welcome(&realm, session.as_ref(), warning);
         if let Some(session) = session.as_ref().filter(|_| is_reading) {

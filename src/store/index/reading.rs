@@ -54,6 +54,12 @@ impl Reading {
         Ok(number.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes))
     }
 
+    /// What a realm stands for.
+    pub fn realm(&self, id: RealmId) -> Result<Option<String>, IndexError> {
+        let text = self.tables.realms.get(&self.txn, &id.0)?;
+        Ok(text.and_then(|text| std::str::from_utf8(text).ok()).map(str::to_owned))
+    }
+
     pub fn realms(&self) -> Result<Vec<(RealmId, String)>, IndexError> {
         let mut out = Vec::new();
         for item in self.tables.realms.iter(&self.txn)? {

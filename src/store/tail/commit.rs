@@ -152,9 +152,7 @@ impl Tail {
     /// Drops what the index has from the overlay.
     fn forget(&self, upto: u64) {
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
-        overlay.rows.retain(|_, (sequence, _)| *sequence > upto);
-        overlay.owed.retain(|_, (sequence, _)| *sequence > upto);
-        overlay.owed_keys.retain(|_, (sequence, _)| *sequence > upto);
+        overlay.forget(upto);
         self.overlay_len.store(overlay.rows.len(), Ordering::Release);
     }
 }

@@ -198,13 +198,7 @@ impl Machine {
 }
 
 fn realm_of(namespace: &str) -> Realm {
-    Realm {
-        id: crate::entry::RealmId([0; 16]),
-        namespace: namespace.into(),
-        upstream: None,
-        trusted: None,
-        elsewhere: Vec::new(),
-    }
+    Realm::alone(crate::entry::RealmId([0; 16]), namespace, None)
 }
 
 pub(in crate::worker) fn manifest_name(namespace: &str, commit: &str) -> Name {
