@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use crate::admin::{self, Admin, AdminHandle};
 use crate::backend;
 use crate::cache::Cache;
-use crate::cache::realm::Upstream;
 use crate::config::Config;
 use crate::daemon::control::Controls;
 use crate::frontend::listener::{self, BindError, Passed};
@@ -25,6 +24,7 @@ use crate::units::{Clock, show_count};
 use crate::worker::Workers;
 
 mod control;
+mod opening;
 mod prefetch;
 mod purge;
 
@@ -34,6 +34,9 @@ pub use purge::purge;
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
 /// Uploads go on for this long after a signal; the rest stays in the journal.
 const UPLOAD_WITHIN: Duration = Duration::from_secs(5);
+/// Telling of the end, and closing the store, where the disk is slow.
+const NOTE_WITHIN: Duration = Duration::from_secs(1);
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// How often an auto-started daemon looks whether anybody still needs it.
 const IDLE_LOOK_MAX: Duration = Duration::from_secs(30);
 
@@ -83,7 +86,7 @@ pub fn run(
     // First, before there are other threads.
     let passed = Passed::take(&config.frontend.passed)?;
     log::start(&config.log).map_err(StartError::Log)?;
-    raise_descriptor_limit();
+    opening::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("larder")
@@ -93,7 +96,7 @@ pub fn run(
         // Whoever sees the socket may send a signal.
         let mut signals = Signals::new();
         let daemon = tokio::select! {
-            started = Daemon::start(config, passed) => started?,
+            started = Daemon::start(config, passed, options) => started?,
             name = signals.recv() => {
                 tracing::info!("{name}: ending before the start is done");
                 return Ok(());
@@ -140,16 +143,15 @@ pub struct Daemon {
 
 impl Daemon {
     /// Opens, binds and serves. Run inside a runtime.
-    pub async fn start(config: Config, passed: Passed) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        passed: Passed,
+        options: Options,
+    ) -> Result<Self, StartError> {
         let clock = Clock::system();
         let metrics = Arc::new(Metrics::default());
         let tasks = Tasks::new();
-        let store = {
-            let (config, clock, metrics) = (config.store.clone(), clock.clone(), metrics.clone());
-            let open = move || Store::open(&config, clock, metrics);
-            let opened = tasks.blocking("open the store", open).await;
-            opened.ok_or_else(|| StartError::System(std::io::Error::other("panicked")))??
-        };
+        let store = opening::open_store(&tasks, &config, &clock, &metrics, options).await?;
         match Self::start_on(&store, config, passed, &clock, metrics, tasks).await {
             Ok(daemon) => Ok(daemon),
             Err(error) => {
@@ -167,7 +169,7 @@ impl Daemon {
         metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> Result<Self, StartError> {
-        let upstreams = build_upstreams(&config, &metrics, clock)?;
+        let upstreams = opening::build_upstreams(&config, &metrics, clock)?;
         let cache = Cache::new(
             config.cache,
             store.clone(),
@@ -266,25 +268,33 @@ impl Daemon {
         let look = (self.idle_exit / 4).min(IDLE_LOOK_MAX);
         loop {
             tokio::time::sleep(look).await;
-            let (connections, since) = self.frontend.idle();
-            let is_fetching = self.cache.forecasts().any_wanted();
-            if connections > 0 || since < self.idle_exit || is_fetching {
+            if self.is_in_use() {
                 continue;
             }
             if self.cache.store().owed_entries() > 0 {
                 self.workers.flush(Duration::from_secs(60)).await;
-                if self.frontend.idle().0 > 0 {
-                    continue;
-                }
             }
-            return;
+            // Somebody may have come and gone meanwhile.
+            if !self.is_in_use() {
+                return;
+            }
         }
+    }
+
+    /// Whether somebody is here, was lately, or has something fetched.
+    fn is_in_use(&self) -> bool {
+        let (connections, since) = self.frontend.idle();
+        connections > 0 || since < self.idle_exit || self.cache.forecasts().any_wanted()
     }
 
     /// Ends in good order: no new requests, those under way finish, uploads go on for a moment,
     /// the rest stays in the journal.
     pub async fn stop(mut self) {
         self.ready.store(false, Ordering::Release);
+        let layout = self.cache.store().layout().clone();
+        let note = self.tasks.blocking("note the end", move || layout.note_ending());
+        // A disk that hangs must not hold up the end.
+        let _ = tokio::time::timeout(NOTE_WITHIN, note).await;
         self.doors.begin_shutdown();
         let left = self.workers.drain(UPLOAD_WITHIN).await;
         self.tasks.begin_shutdown();
@@ -299,8 +309,12 @@ impl Daemon {
             tracing::debug!(alive, "tasks were cut off");
         }
         let store = self.cache.store().clone();
-        // Joining the committing thread blocks; it has a last commit to make.
-        self.tasks.blocking("close the store", move || store.close()).await;
+        // Joining the committing thread blocks; it has a last commit to make. On a disk that hangs it is
+        // left to the next start, as after a kill.
+        let closing = self.tasks.blocking("close the store", move || store.close());
+        if tokio::time::timeout(CLOSE_WITHIN, closing).await.is_err() {
+            tracing::warn!("the store was not closed in time; the next start reads its log");
+        }
         drop(self.admin.take());
         tracing::info!("ended");
     }
@@ -339,30 +353,4 @@ impl Signals {
             _ = next(&mut self.hang_up) => "SIGHUP",
         }
     }
-}
-
-fn build_upstreams(
-    config: &Config,
-    metrics: &Metrics,
-    clock: &Clock,
-) -> Result<Vec<Upstream>, StartError> {
-    let mut upstreams = Vec::new();
-    for (config, seed) in config.upstreams.iter().zip(clock.now().0..) {
-        upstreams.push(Upstream {
-            name: config.name.as_str().into(),
-            url: config.url.as_str().into(),
-            backend: backend::build(config, metrics, seed)?,
-            writes: config.write,
-        });
-    }
-    Ok(upstreams)
-}
-
-/// Takes all descriptors that the system lets us have.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // Refused is fine: the limits on connections and open segments hold all the same.
-    let _ = setrlimit(Resource::Nofile, raised);
 }

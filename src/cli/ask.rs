@@ -21,7 +21,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What an ending daemon may take: it goes on uploading for a moment.
-const END_WITHIN: Duration = Duration::from_secs(15);
+const END_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) fn stats(matches: &ArgMatches) -> Outcome {
@@ -38,23 +38,27 @@ pub(super) fn stats(matches: &ArgMatches) -> Outcome {
 pub(super) fn stop(matches: &ArgMatches) -> Outcome {
     let (_, config) = client_of(matches)?;
     let reply = link::ask(&config, "stop")?;
-    if let Some(store) = reply["store"].as_str() {
-        wait_until_free(Path::new(store));
-    }
+    let is_over = reply["store"].as_str().is_none_or(|store| wait_until_free(Path::new(store)));
     if matches.get_flag("json") {
         out::print_json(&reply);
-    } else {
+    } else if is_over {
         out::print("the daemon has ended; uploads that are still owed stay in its journal");
+    } else {
+        out::print("the daemon was told to end, and is not done yet: its disk is slow");
     }
-    Ok(0)
+    Ok(if is_over { 0 } else { LEFT })
 }
 
-/// Returns when the daemon has let go of its store, so that the next one can have it.
-fn wait_until_free(store: &Path) {
+/// Whether the daemon has let go of its store, so that the next one can have it.
+fn wait_until_free(store: &Path) -> bool {
     let clock = Clock::system();
-    while is_in_use(store) && clock.elapsed() < END_WITHIN {
+    while is_in_use(store) {
+        if clock.elapsed() > END_WITHIN {
+            return false;
+        }
         std::thread::sleep(LOOK_EVERY);
     }
+    true
 }
 
 /// Waits until nothing is owed. 3: something is left.

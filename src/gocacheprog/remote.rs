@@ -50,7 +50,7 @@ pub(super) fn keep_connected(helper: &Arc<Helper>) {
                 if start(helper) {
                     continue;
                 }
-                starts_left = 0;
+                // One that was ending may be gone when it is tried again.
                 helper.lost();
             }
             Err(error @ (ConnectError::OtherVersion { .. } | ConnectError::Refused { .. })) => {

@@ -23,6 +23,8 @@ use crate::store::segment::Seal;
 
 /// A body that is being written grows more often than this.
 const TMP_FOR: Duration = Duration::from_secs(600);
+/// In the lock's file, behind the process, when that takes nothing in any more.
+const ENDING: &str = "ending";
 const FORMAT: &str = "larder store 2\n";
 
 /// Why a store cannot be opened. Each says what to do.
@@ -35,7 +37,7 @@ pub enum LayoutError {
     #[error(
         "store {dir} is in use by another larder (process {pid}); stop it with `larder stop`, or name another store with --store"
     )]
-    InUse { dir: PathBuf, pid: String },
+    InUse { dir: PathBuf, pid: String, is_ending: bool },
     #[error("store {dir} belongs to user {owner}, not to {uid}; name another with --store")]
     NotOurs { dir: PathBuf, owner: u32, uid: u32 },
     #[error(
@@ -178,15 +180,24 @@ impl Layout {
             .map_err(io)?;
         let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         if rustix::fs::flock(&file, how).is_err() {
-            let mut pid = String::new();
-            // Only for the message.
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
-            return Err(LayoutError::InUse { dir: self.dir.clone(), pid });
+            let mut text = String::new();
+            // What cannot be read is not known.
+            let _ = file.read_to_string(&mut text);
+            let mut words = text.split_whitespace();
+            let pid = words.next().unwrap_or("unknown").to_owned();
+            let is_ending = words.next() == Some(ENDING);
+            return Err(LayoutError::InUse { dir: self.dir.clone(), pid, is_ending });
         }
         file.set_len(0).map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;
         Ok(file)
+    }
+
+    /// Tells who finds the store in use that it is so for a moment only. The lock must be ours.
+    pub fn note_ending(&self) {
+        let lock = File::options().append(true).open(self.dir.join("lock"));
+        // They would not wait for it.
+        let _ = lock.and_then(|mut lock| writeln!(lock, "{ENDING}"));
     }
 
     fn check_format(&self) -> Result<(), LayoutError> {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::harness::Home;
+use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::wait_for;
 
 /// A shell that says where it is, and goes on until it is told something.
@@ -110,5 +111,29 @@ fn the_command_of_a_run_that_starts_the_daemon_inherits_what_was_open() {
     let open = std::fs::read_dir(format!("/proc/{}/fd", status["pid"])).unwrap();
     let paths = open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
     assert!(!paths.into_iter().any(|path| path == log), "the daemon holds the log");
+    stop(&home);
+}
+
+/// For some seconds after its socket is gone a daemon that ends still has the store. The one that was
+/// started meanwhile ended at once, no other was tried, and the build had no daemon to its end.
+#[test]
+fn a_build_that_begins_while_a_daemon_ends_has_the_next_one() {
+    let central = CacheServer::start();
+    central.set_fault(Fault::BlackHole);
+    let home = Home::new();
+    let mut daemon = home.daemon(&["--upstream", &central.url()]);
+    assert_eq!(daemon.put("/kv/a", b"owed").status, 201);
+    daemon.control(&serde_json::json!({"op": "stop"}));
+    wait_for("its door to close", || (!home.socket().exists()).then_some(()));
+    assert_eq!(daemon.child.try_wait().unwrap(), None, "it has ended already");
+    let mut run = home.larder(&["run", "--", "true"]);
+    run.env("LARDER_LISTEN", "127.0.0.1:0").env("LARDER_ADMIN", "off");
+    let output = run.env("LARDER_UPSTREAM", central.url()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stats =
+        wait_for("the next daemon", || daemon.try_control(&serde_json::json!({"op": "stats"})));
+    assert_ne!(stats["pid"], daemon.child.id());
+    assert_eq!(stats["journal"]["owed_entries"], 1);
+    central.heal();
     stop(&home);
 }
