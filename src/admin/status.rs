@@ -72,6 +72,7 @@ pub fn gauges(sources: &Sources) -> Gauges {
         owed_oldest_s: store.owed_oldest_s(),
         flights: cache.flights().len() as u64,
         tasks: cache.tasks().alive() as u64,
+        task_panics: cache.tasks().panics(),
     }
 }
 

@@ -15,6 +15,8 @@ use crate::store::verify::Verified;
 const PROGRESS_EVERY: u64 = 512;
 /// Bad entries named in an answer; their number is always told.
 const NAMED_MAX: usize = 1000;
+/// Numbers that come from a stuck file system are not waited for longer.
+const COLLECT_WITHIN: Duration = Duration::from_secs(5);
 const FLUSH_DEFAULT: Duration = Duration::from_secs(600);
 /// How often it is told what is left to be uploaded.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -28,6 +30,18 @@ pub(super) struct Controls {
 impl Controls {
     pub(super) const fn new(sources: Sources, stopping: watch::Sender<bool>) -> Self {
         Self { sources, stopping }
+    }
+
+    /// Collected where a disk that hangs holds up nobody else.
+    async fn status(&self) -> Value {
+        let sources = self.sources.clone();
+        let collect = move || admin::status::collect(&sources);
+        let collecting = self.sources.cache.tasks().blocking("status", collect);
+        match tokio::time::timeout(COLLECT_WITHIN, collecting).await {
+            Ok(Some(status)) => status,
+            Ok(None) => json!({"error": "collecting has failed; the log says how"}),
+            Err(_) => json!({"error": "the store does not answer"}),
+        }
     }
 
     async fn flush(&self, request: &Value, progress: &(dyn Fn(Value) + Send + Sync)) -> Value {
@@ -120,7 +134,7 @@ impl Control for Controls {
     ) -> BoxFuture<'a, Value> {
         Box::pin(async move {
             let mut reply = match request["op"].as_str() {
-                Some("stats" | "sessions") => admin::status::collect(&self.sources),
+                Some("stats" | "sessions") => self.status().await,
                 Some("flush") => self.flush(&request, progress).await,
                 Some("prefetch") => prefetch::serve(&self.sources.cache, &request, progress).await,
                 Some("verify") => self.verify(&request, progress).await,

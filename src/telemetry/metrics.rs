@@ -299,6 +299,8 @@ pub struct Gauges {
     pub owed_oldest_s: u64,
     pub flights: u64,
     pub tasks: u64,
+    /// Of tasks that nobody starts again.
+    pub task_panics: u64,
 }
 
 /// One row of the catalogue.

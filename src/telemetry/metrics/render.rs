@@ -71,7 +71,7 @@ impl Metrics {
             "larder_manifests_written_total" => self.manifests_written.get(),
             "larder_connections_total" => self.connections.get(),
             "larder_connections_refused_total" => self.connections_refused.get(),
-            "larder_panics_total" => self.panics.get(),
+            "larder_panics_total" => self.panics.get() + g.task_panics,
             _ => return None,
         })
     }
