@@ -151,11 +151,16 @@ impl BackendError {
         }
     }
 
-    /// Whether this counts against upstream's health. A refusal of one entry does not.
+    /// Whether this counts against upstream's health. A refusal of one entry does not: whoever says that
+    /// a request is wrong is well, unless it has no time.
     pub const fn is_trouble(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::Deadline { .. } | Self::Status(_) | Self::Broken(_) => true,
+            Self::Connect(_)
+            | Self::Deadline { .. }
+            | Self::Status(408 | 425 | 429 | ..=399 | 500..)
+            | Self::Broken(_) => true,
             Self::BreakerOpen
+            | Self::Status(_)
             | Self::Busy
             | Self::Denied(_)
             | Self::TooLarge

@@ -16,11 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{Backend, BackendError, Fetched, FetchedPart, Name, Upload};
-use crate::telemetry::metrics::{Streak, Upstream};
+use crate::telemetry::metrics::Upstream;
 use crate::units::{Random, show_duration};
 
 mod breaker;
 mod budget;
+mod leave;
 mod limits;
 mod progress;
 mod received;
@@ -31,8 +32,9 @@ mod put_tests;
 #[cfg(test)]
 mod tests;
 
-use breaker::{Breaker, Outcome, State, Ticket};
+use breaker::{Asks, Breaker, Outcome, State};
 use budget::Budget;
+use leave::Leave;
 pub use limits::Config;
 use progress::Sending;
 use received::Received;
@@ -96,21 +98,22 @@ impl Guard {
     }
 
     /// A place and leave to ask, or why not. A broken upstream is known before waiting for a place.
-    async fn enter(
-        &self,
-        seats: &Arc<Semaphore>,
-        errors: fn(&Upstream) -> &Streak,
-    ) -> Result<(Leave, OwnedSemaphorePermit), BackendError> {
-        if self.shared.with_breaker(|breaker, now| breaker.is_refusing(now)) {
+    async fn enter(&self, who: Asks) -> Result<(Leave, OwnedSemaphorePermit), BackendError> {
+        if self.shared.with_breaker(|breaker, now| breaker.is_refusing(who, now)) {
             return Err(BackendError::BreakerOpen);
         }
+        let seats = match who {
+            Asks::Get => &self.gets,
+            Asks::Put => &self.puts,
+        };
         let seat = timeout(self.shared.config.seat_wait, seats.clone().acquire_owned())
             .await
             .map_err(|_| BackendError::Busy)?
             .expect("the semaphore is never closed");
-        let ticket = self.shared.with_breaker(Breaker::ask).ok_or(BackendError::BreakerOpen)?;
+        let ticket = self.shared.with_breaker(|breaker, now| breaker.ask(who, now));
+        let ticket = ticket.ok_or(BackendError::BreakerOpen)?;
         self.shared.count_request();
-        Ok((Leave { shared: self.shared.clone(), ticket: Some(ticket), errors }, seat))
+        Ok((Leave::new(self.shared.clone(), ticket, who), seat))
     }
 
     async fn guarded_get(
@@ -118,7 +121,7 @@ impl Guard {
         name: &Name,
         want: Want,
     ) -> Result<Option<FetchedPart>, BackendError> {
-        let (mut leave, seat) = self.enter(&self.gets, |upstream| &upstream.get_errors).await?;
+        let (mut leave, seat) = self.enter(Asks::Get).await?;
         let upstream = &self.shared.upstream;
         upstream.gets.inc();
         let asked = Instant::now();
@@ -169,15 +172,14 @@ impl Guard {
     }
 
     async fn guarded_put(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
-        let (mut leave, _seat) = self.enter(&self.puts, |upstream| &upstream.put_errors).await?;
+        let (mut leave, _seat) = self.enter(Asks::Put).await?;
         self.shared.upstream.puts.inc();
-        let config = &self.shared.config;
+        let rest = self.shared.config.put_answer;
         let sending = Sending::new();
-        let end = sending.end(body.len, config.floor_bytes_per_s, config.put_answer);
+        let end = sending.end(body.len, self.shared.config.floor_bytes_per_s, rest);
         let putting = self.inner.put(name, sending.watch(body, &self.shared.upstream));
-        let answer = sending.answer(putting, config.put_answer, end, || leave.prove()).await;
-        let answer =
-            answer.unwrap_or_else(|| Err(deadline("answer to an upload", config.put_answer)));
+        let answer = sending.answer(putting, rest, end, || leave.prove()).await;
+        let answer = answer.unwrap_or_else(|| Err(deadline("answer to an upload", rest)));
         match answer {
             Ok(()) => {
                 leave.good();
@@ -188,15 +190,27 @@ impl Guard {
                 leave.settle(Outcome::Unknown);
                 Err(error)
             }
-            Err(error) => Err(leave.fail(error)),
+            Err(error) => {
+                let says_little = match &error {
+                    // A full disk, a name that is a directory: it may serve what it cannot store.
+                    BackendError::Status(_) => true,
+                    // What went on to its end was the link's pace.
+                    BackendError::Deadline { .. } => sending.is_moving(rest),
+                    _ => false,
+                };
+                Err(if says_little {
+                    leave.fail_as(error, Outcome::Unknown)
+                } else {
+                    leave.fail(error)
+                })
+            }
         }
     }
 
     async fn guarded_contains(&self, names: &[Name]) -> Result<Vec<bool>, BackendError> {
         let mut found = Vec::with_capacity(names.len());
         for batch in names.chunks(CONTAINS_BATCH) {
-            let (mut leave, _seat) =
-                self.enter(&self.gets, |upstream| &upstream.get_errors).await?;
+            let (mut leave, _seat) = self.enter(Asks::Get).await?;
             let limit = self.shared.config.contains;
             let answer = timeout(limit, self.inner.contains(batch))
                 .await
@@ -279,10 +293,10 @@ impl Shared {
                 self.upstream.breaker.set(0);
                 tracing::info!(upstream = name, "upstream is well again");
             }
-            State::HalfOpen { is_probing } => {
+            State::HalfOpen { probe } => {
                 self.upstream.breaker.set(1);
                 // Not for every probe that was given up.
-                if is_probing && matches!(before, State::Open { .. }) {
+                if probe.is_some() && matches!(before, State::Open { .. }) {
                     tracing::info!(upstream = name, "probing upstream with one request");
                 }
             }
@@ -325,67 +339,6 @@ type Got<T> = Result<Option<T>, BackendError>;
 
 fn whole(got: Got<FetchedPart>) -> Got<Fetched> {
     got.map(|found| found.map(|found| found.fetched))
-}
-
-/// The breaker's leave for one request. Dropped without a word it counts as given up, so that a
-/// probe whose client went away makes room for the next.
-struct Leave {
-    shared: Arc<Shared>,
-    /// None once settled.
-    ticket: Option<Ticket>,
-    /// Where it is noted what goes wrong.
-    errors: fn(&Upstream) -> &Streak,
-}
-
-impl Leave {
-    fn settle(&mut self, outcome: Outcome) {
-        if let Some(ticket) = self.ticket.take() {
-            self.shared.with_breaker(|breaker, now| breaker.settle(ticket, outcome, now));
-        }
-    }
-
-    fn prove(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.ticket = Some(self.shared.with_breaker(|breaker, _| breaker.prove(ticket)));
-        }
-    }
-
-    fn good(&mut self) {
-        self.errors().good();
-        self.settle(Outcome::Good);
-    }
-
-    /// Settles by what `error` says about upstream. A refusal shows that somebody is at home.
-    fn fail(&mut self, error: BackendError) -> BackendError {
-        self.shared.upstream.failures.inc();
-        if !error.is_of_entry() {
-            self.errors().bad(&error);
-        }
-        self.settle(if error.is_trouble() { Outcome::Trouble } else { Outcome::Good });
-        error
-    }
-
-    fn config(&self) -> &Config {
-        &self.shared.config
-    }
-
-    fn upstream(&self) -> &Upstream {
-        &self.shared.upstream
-    }
-
-    fn errors(&self) -> &Streak {
-        (self.errors)(&self.shared.upstream)
-    }
-
-    fn waiting(&self) -> &AtomicUsize {
-        &self.shared.waiting
-    }
-}
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        self.settle(Outcome::Unknown);
-    }
 }
 
 fn deadline(phase: &'static str, limit: Duration) -> BackendError {

@@ -301,14 +301,23 @@ fn fetched(response: Response) -> Result<Fetched, BackendError> {
         )));
     }
     let len = response.content_length();
-    let is_framed = response.version() >= Version::HTTP_2
-        || headers.contains_key(CONTENT_LENGTH)
-        || headers.contains_key(TRANSFER_ENCODING);
-    if !is_framed {
+    if response.version() < Version::HTTP_2 && !says_its_end(headers) {
         // Then the end of the connection is the end of the body, and a cut looks like success.
         return Err(BackendError::Broken("upstream does not say where the body ends".into()));
     }
     Ok(Fetched { len, chunks: received(response, len) })
+}
+
+/// Whether HTTP/1 frames the body. A transfer coding that is not chunked goes before the length, and ends
+/// with the connection: RFC 9112, section 6.3.
+fn says_its_end(headers: &HeaderMap) -> bool {
+    match headers.get_all(TRANSFER_ENCODING).iter().next_back() {
+        None => headers.contains_key(CONTENT_LENGTH),
+        Some(codings) => {
+            let last = codings.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+            last.trim_ascii().eq_ignore_ascii_case(b"chunked")
+        }
+    }
 }
 
 fn received(response: Response, len: Option<u64>) -> Chunks {

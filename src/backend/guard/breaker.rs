@@ -25,8 +25,16 @@ const JITTER: f64 = 0.2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Closed,
-    HalfOpen { is_probing: bool },
+    HalfOpen { probe: Option<Asks> },
     Open { until: Duration },
+}
+
+/// Who asks. A build waits for a get, and nobody for a put, whose body may take long: so no get waits
+/// for what a put as the probe tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asks {
+    Get,
+    Put,
 }
 
 /// Leave to ask upstream once. Goes back with what came of it, whatever that is.
@@ -76,21 +84,25 @@ impl Breaker {
     }
 
     /// Whether `ask` would refuse now.
-    pub(super) fn is_refusing(&self, now: Duration) -> bool {
+    pub(super) fn is_refusing(&self, who: Asks, now: Duration) -> bool {
         match self.state {
-            State::Closed => false,
-            State::HalfOpen { is_probing } => is_probing,
+            State::Closed | State::HalfOpen { probe: None } => false,
+            State::HalfOpen { probe: Some(probe) } => probe == Asks::Get || who == Asks::Put,
             State::Open { until } => now < until,
         }
     }
 
-    pub(super) fn ask(&mut self, now: Duration) -> Option<Ticket> {
-        if self.is_refusing(now) {
+    pub(super) fn ask(&mut self, who: Asks, now: Duration) -> Option<Ticket> {
+        if self.is_refusing(who, now) {
             return None;
         }
         let is_probe = self.state != State::Closed;
         if is_probe {
-            self.state = State::HalfOpen { is_probing: true };
+            if let State::HalfOpen { probe: Some(_) } = self.state {
+                // What the put tells comes too late to count.
+                self.start_era();
+            }
+            self.state = State::HalfOpen { probe: Some(who) };
         }
         Some(Ticket { is_probe, era: self.era })
     }
@@ -102,7 +114,7 @@ impl Breaker {
         match (ticket.is_probe, outcome) {
             (true, Outcome::Good) => self.close(),
             (true, Outcome::Trouble) => self.open(now),
-            (true, Outcome::Unknown) => self.state = State::HalfOpen { is_probing: false },
+            (true, Outcome::Unknown) => self.state = State::HalfOpen { probe: None },
             (false, Outcome::Good) => {
                 self.consecutive = 0;
                 self.window.add(now, 1, 0);
@@ -165,7 +177,7 @@ mod tests {
     fn run(breaker: &mut Breaker, start: Duration, every: Duration, requests: &str) -> Duration {
         let mut now = start;
         for request in requests.chars() {
-            let ticket = breaker.ask(now).expect("closed");
+            let ticket = breaker.ask(Asks::Get, now).expect("closed");
             let outcome = match request {
                 '.' => Outcome::Good,
                 'x' => Outcome::Trouble,
@@ -218,7 +230,7 @@ mod tests {
                 let range = ms(seconds * 800)..=ms(seconds * 1200);
                 assert!(range.contains(&(until - now)), "{seconds} s: {:?}", until - now);
                 now = until;
-                let probe = breaker.ask(now).expect("a probe");
+                let probe = breaker.ask(Asks::Get, now).expect("a probe");
                 breaker.settle(probe, Outcome::Trouble, now);
             }
         }
@@ -227,23 +239,23 @@ mod tests {
     #[test]
     fn while_open_nobody_asks_then_one_does() {
         let (mut breaker, until) = opened(ms(0));
-        assert_eq!(breaker.ask(until - ms(1)), None);
-        let probe = breaker.ask(until).expect("a probe");
-        assert_eq!(breaker.ask(until), None, "one probe at a time");
-        assert_eq!(breaker.state(), State::HalfOpen { is_probing: true });
+        assert_eq!(breaker.ask(Asks::Get, until - ms(1)), None);
+        let probe = breaker.ask(Asks::Get, until).expect("a probe");
+        assert_eq!(breaker.ask(Asks::Get, until), None, "one probe at a time");
+        assert_eq!(breaker.state(), State::HalfOpen { probe: Some(Asks::Get) });
         breaker.settle(probe, Outcome::Good, until);
         assert_eq!(breaker.state(), State::Closed);
-        assert!(breaker.ask(until).is_some());
+        assert!(breaker.ask(Asks::Get, until).is_some());
     }
 
     #[test]
     fn an_abandoned_probe_leaves_its_place_to_the_next() {
         let (mut breaker, until) = opened(ms(0));
-        let probe = breaker.ask(until).expect("a probe");
+        let probe = breaker.ask(Asks::Get, until).expect("a probe");
         breaker.settle(probe, Outcome::Unknown, until);
-        assert!(!breaker.is_refusing(until));
-        let next = breaker.ask(until).expect("the next probe");
-        assert!(breaker.is_refusing(until));
+        assert!(!breaker.is_refusing(Asks::Get, until));
+        let next = breaker.ask(Asks::Get, until).expect("the next probe");
+        assert!(breaker.is_refusing(Asks::Get, until));
         breaker.settle(next, Outcome::Good, until);
         assert_eq!(breaker.state(), State::Closed);
     }
@@ -251,7 +263,7 @@ mod tests {
     #[test]
     fn requests_from_before_the_outage_do_not_count_after_it() {
         let mut breaker = Breaker::new(1);
-        let old = breaker.ask(ms(0)).expect("closed");
+        let old = breaker.ask(Asks::Get, ms(0)).expect("closed");
         run(&mut breaker, ms(0), ms(0), "xxxxx");
         let before = breaker.state();
         breaker.settle(old, Outcome::Good, ms(1));
@@ -262,11 +274,26 @@ mod tests {
     #[test]
     fn a_proven_probe_closes_and_then_counts_as_any_request() {
         let (mut breaker, until) = opened(ms(0));
-        let probe = breaker.ask(until).expect("a probe");
+        let probe = breaker.ask(Asks::Get, until).expect("a probe");
         let proven = breaker.prove(probe);
         assert_eq!(breaker.state(), State::Closed);
         run(&mut breaker, until, ms(0), "xxxx");
         breaker.settle(proven, Outcome::Trouble, until);
         assert!(matches!(breaker.state(), State::Open { .. }), "it was the fifth in a row");
+    }
+
+    #[test]
+    fn no_get_waits_for_a_put_that_probes() {
+        let (mut breaker, until) = opened(ms(0));
+        let put = breaker.ask(Asks::Put, until).expect("a probe");
+        assert_eq!(breaker.ask(Asks::Put, until), None);
+        let get = breaker.ask(Asks::Get, until).expect("in its place");
+        assert_eq!((breaker.ask(Asks::Get, until), breaker.ask(Asks::Put, until)), (None, None));
+        for outcome in [Outcome::Good, Outcome::Trouble, Outcome::Unknown] {
+            breaker.settle(put, outcome, until);
+            assert_eq!(breaker.state(), State::HalfOpen { probe: Some(Asks::Get) });
+        }
+        breaker.settle(get, Outcome::Good, until);
+        assert_eq!(breaker.state(), State::Closed);
     }
 }

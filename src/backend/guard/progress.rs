@@ -163,14 +163,20 @@ impl Sending {
         self.is_ours.load(Ordering::Relaxed)
     }
 
+    /// Whether upstream, which has not answered, took something within `rest`.
+    pub(super) fn is_moving(&self, rest: Duration) -> bool {
+        self.due(rest) > Instant::now()
+    }
+
     /// When upstream must have moved again, or answered, if it may rest for `rest`.
     fn due(&self, rest: Duration) -> Instant {
         self.started + Duration::from_millis(self.moved_ms.load(Ordering::Relaxed)) + rest
     }
 
-    /// When all must be over, if a transfer at the floor's pace may take `rest` besides.
+    /// When all must be over, if a transfer at the floor's pace may take `rest` besides. Nobody waits
+    /// for it, and others may have the link: so it is the pace of the last of many that share it.
     pub(super) fn end(&self, len: u64, bytes_per_s: u64, rest: Duration) -> Instant {
-        self.started + rest + Duration::from_secs(len / bytes_per_s.max(1))
+        self.started + rest + Duration::from_secs(len / (bytes_per_s / SHARING_MAX).max(1))
     }
 }
 

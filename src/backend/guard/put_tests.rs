@@ -91,3 +91,51 @@ async fn a_large_put_as_a_probe_does_not_keep_others_out_until_it_ends() {
     let (put, ()) = tokio::join!(putting, looking);
     assert_eq!(put, "Ok(())");
 }
+
+/// A build that began after an outage missed everything while an upload as the probe took its time.
+#[tokio::test(start_paused = true)]
+async fn no_build_waits_for_what_a_put_as_a_probe_tells() {
+    let setup = setup(Config { floor_bytes_per_s: 1, ..Config::default() });
+    setup.half_open().await;
+    let putting = setup.put(slow_source(20, Duration::from_secs(1)));
+    let looking = async {
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(setup.upstream.state(), "half_open");
+        assert!(matches!(setup.guard.get(&tests::name("y")).await, Ok(None)));
+        assert_eq!(setup.upstream.state(), "closed");
+    };
+    assert_eq!(tokio::join!(putting, looking).0, "Ok(())");
+}
+
+/// A name that is a directory, or a full disk, was answered with an error, again and again: the breaker
+/// opened, and builds were not served what upstream had.
+#[tokio::test(start_paused = true)]
+async fn what_upstream_cannot_store_keeps_nobody_from_what_it_serves() {
+    let setup = setup(Config::default());
+    for error in [|| BackendError::Status(409), || BackendError::Status(500)] {
+        setup.memory.fault_always(Fault::Error(error));
+        for _ in 0..10 {
+            let put = setup.put(Upload::bytes(Bytes::from("b"))).await;
+            assert_eq!(put, format!("Err({:?})", error()));
+        }
+    }
+    assert_eq!((setup.upstream.state(), setup.upstream.failures.get()), ("closed", 20));
+}
+
+/// 8 MiB over a megabit a second, beside another one: it was given up after two minutes, again and
+/// again, and counted as upstream's trouble.
+#[tokio::test(start_paused = true)]
+async fn a_put_over_a_slow_link_that_others_share_comes_to_its_end() {
+    let setup = setup(Config::default());
+    let piece = 16 << 10;
+    let open = move || -> Chunks {
+        Box::pin(stream::iter(0..512).then(move |_| async move {
+            sleep(Duration::from_millis(300)).await;
+            Ok(Bytes::from(vec![0; piece]))
+        }))
+    };
+    let body = Upload { len: 512 * piece as u64, open: Arc::new(open) };
+    let started = Instant::now();
+    assert_eq!(setup.put(body).await, "Ok(())");
+    assert!(started.elapsed() > Duration::from_secs(150));
+}

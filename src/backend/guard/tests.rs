@@ -196,8 +196,10 @@ async fn five_troubles_of_gets_and_puts_together_open_the_breaker() {
     for _ in 0..3 {
         assert_eq!(setup.get().await, "Status(500)");
     }
+    setup.memory.fault_always(CONNECT_FAULT);
     for _ in 0..2 {
-        assert_eq!(setup.put(Upload::bytes(Bytes::from("b"))).await, "Err(Status(500))");
+        let put = setup.put(Upload::bytes(Bytes::from("b"))).await;
+        assert_eq!(put, "Err(Connect(\"refused\"))");
     }
     let started = Instant::now();
     assert_eq!(setup.get().await, "BreakerOpen");
@@ -231,6 +233,8 @@ async fn refusals_of_single_entries_and_consumers_that_leave_are_no_trouble() {
         || BackendError::Redirect(301),
         || BackendError::ReadOnly,
         || BackendError::Unnameable,
+        || BackendError::Status(400),
+        || BackendError::Status(499),
     ] {
         for _ in 0..10 {
             setup.memory.fault_next(Fault::Error(error));
