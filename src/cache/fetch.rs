@@ -36,7 +36,7 @@ impl Cache {
         let end = match key.kind {
             Kind::Go => self.fetch_go(&upstream, &name, &key, question).await,
             Kind::Content | Kind::Action | Kind::Opaque => {
-                self.fetch_plain(&leader, &upstream, &name, &key).await
+                self.fetch_plain(&leader, &upstream, realm, &name, &key).await
             }
         };
         match &end {
@@ -80,6 +80,7 @@ impl Cache {
         &self,
         leader: &Leader,
         upstream: &Upstream,
+        realm: RealmId,
         name: &Name,
         key: &Key,
     ) -> End {
@@ -104,6 +105,11 @@ impl Cache {
         if announced.is_some_and(|len| len != finished.size)
             || !self.is_right(name, key, finished.digest)
         {
+            // A new put must be sent, whatever upstream says that it has.
+            self.inner.confirmed.remove(realm, key);
+            if let Some(content) = key.expected() {
+                self.inner.frames.spoil(realm, &content);
+            }
             return self.wrong(upstream, &"not what its name says");
         }
         let meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), Class::Other);

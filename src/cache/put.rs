@@ -128,7 +128,7 @@ impl Cache {
     }
 
     /// Whether `size` more bytes may be stored; if not, room is looked for.
-    pub(super) fn has_room(&self, size: u64) -> bool {
+    pub fn has_room(&self, size: u64) -> bool {
         let has = self.inner.store.has_room(size);
         if !has {
             self.inner.room.notify_one();

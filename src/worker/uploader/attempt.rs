@@ -319,7 +319,12 @@ impl Attempt {
             return Ok(true);
         }
         let names = [self.realm.name_of(&key)];
-        let is_there = self.upstream.backend.contains(&names).await?.first() == Some(&true);
+        let is_there = match self.upstream.backend.contains(&names).await {
+            Ok(there) => there == [true],
+            // Object stores say so of what is not there to whom may not list them.
+            Err(BackendError::Denied(_)) => false,
+            Err(error) => return Err(error),
+        };
         if is_there {
             self.cache.confirm(&self.realm, &key, packed.pack);
         }

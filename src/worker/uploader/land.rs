@@ -139,8 +139,10 @@ impl Uploader {
         self.lanes[at].answered(numbers);
         match answer {
             Ok(there) => {
-                for (number, _) in numbers.iter().zip(there).filter(|(_, is_there)| *is_there) {
-                    self.confirmed(at, *number);
+                for (number, is_there) in numbers.iter().zip(there) {
+                    if is_there && !self.is_spoiled(at, *number) {
+                        self.confirmed(at, *number);
+                    }
                 }
             }
             // Then they are sent unasked.
@@ -149,6 +151,15 @@ impl Uploader {
                 tell(&self.lanes[at], Some(&error), news);
             }
         }
+    }
+
+    /// Whether a content came from there as other bytes: then it is sent, there or not.
+    fn is_spoiled(&self, at: usize, number: u64) -> bool {
+        let owed = self.lanes[at].get(number).map(|job| &job.owed);
+        owed.is_some_and(|owed| {
+            let content = owed.key.expected();
+            content.is_some_and(|content| self.cache.frames().is_spoiled(owed.realm, &content))
+        })
     }
 
     /// Upstream says that it has a content.

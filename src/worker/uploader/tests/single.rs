@@ -1,6 +1,8 @@
 //! Single entries that do not get through, and what becomes of the others.
 
 use super::*;
+use crate::entry::Lookup;
+use crate::telemetry::metrics::Protocol;
 
 /// Upstream says of this name that nothing is written there.
 fn write_never(bench: &Bench, name: &Name) {
@@ -174,5 +176,29 @@ async fn a_name_that_is_none_keeps_nobody_waiting_though_it_is_all_that_is_owed(
     let began = tokio::time::Instant::now();
     until(|| bench.backend.peek(&other).is_some()).await;
     assert!(began.elapsed() < 2 * MINUTE, "{:?}", began.elapsed());
+    bench.close(&cache).await;
+}
+
+/// Contents that upstream had lost the bytes of were asked about, found there, and never sent again.
+#[tokio::test(start_paused = true)]
+async fn content_that_came_with_other_bytes_is_sent_whatever_upstream_says_it_has() {
+    let bench = Bench::new();
+    let cache = bench.cache(&bench.open());
+    let realm = bench.realm(&cache, "team");
+    let bodies: Vec<_> = (0..8_u8).map(|n| [&noise(70_000)[..], &[n]].concat()).collect();
+    let mut names = Vec::new();
+    for body in &bodies {
+        let key = Key::content(Digest::of(body));
+        bench.backend.insert(realm.name_of(&key), &b"cut by a crash"[..]);
+        names.push(realm.name_of(&key));
+        let lookup = cache.get(Protocol::Cas, &realm, &key).await;
+        assert!(matches!(lookup, Lookup::Miss(_)), "{lookup:?}");
+        bench.put_content(&cache, body).await;
+    }
+    let workers = Workers::start(&cache);
+    assert_eq!(workers.flush(10 * MINUTE).await, Flushed::default());
+    for (name, body) in names.iter().zip(&bodies) {
+        assert_eq!(bench.backend.peek(name).unwrap(), body[..]);
+    }
     bench.close(&cache).await;
 }
