@@ -209,7 +209,11 @@ async fn add(
         manifest.take_places(there, |row| gathered.hearsay.contains(&row.action));
     }
     let is_told = there.as_ref().is_some_and(|there| !has_news(&manifest, there));
-    let is_known = trail.rows.iter().any(|row| row.commit == *aim.commit);
+    // Who writes over a trail that he has read before puts an older row of this commit back.
+    let is_known = there.as_ref().map(TrailRow::of).is_none_or(|now| {
+        let is_as_full = |row: &TrailRow| row.rows >= now.rows && row.complete >= now.complete;
+        trail.rows.iter().any(|row| row.commit == *aim.commit && is_as_full(row))
+    });
     if is_told && is_known {
         return Ok(false);
     }

@@ -53,6 +53,11 @@ pub(super) async fn gather(
         // A daemon forgets where frames stand; manifests do not.
         crate::worker::prefetcher::learn_places(cache, forecast).await;
     }
+    if forget_lost(cache, realm, upstream, &found).await {
+        // Somebody may have sent their frames anew, and said where.
+        crate::worker::prefetcher::learn_places(cache, forecast).await;
+        forget_lost(cache, realm, upstream, &found).await;
+    }
     pack_missing(cache, realm, upstream, &found).await?;
     let mut manifest = Manifest {
         scope: forecast.aim.scope.to_string(),
@@ -127,6 +132,40 @@ fn stands_nowhere(cache: &Cache, realm: &Realm, row: &record::Row) -> bool {
         && row.size <= OUTPUT_MAX
         && !stands_elsewhere(cache, realm, row)
         && cache.frames().get(realm.id, &row.digest).is_none()
+}
+
+/// Packs that are known from manifests alone may be gone: upstream lets go of old ones, and whoever has
+/// the outputs does not ask for them. What stood in those stands nowhere. Whether there were any.
+async fn forget_lost(
+    cache: &Cache,
+    realm: &Realm,
+    upstream: &Upstream,
+    found: &[(Digest, record::Row)],
+) -> bool {
+    let mut packs: HashMap<Digest, Vec<Digest>> = HashMap::new();
+    for (_, row) in found {
+        if let Some(Standing::Packed(packed)) = cache.frames().get(realm.id, &row.digest)
+            && packed.digest == Digest::EMPTY
+            && !cache.confirmed().contains(realm.id, &Key::content(packed.pack), &packed.pack)
+        {
+            packs.entry(packed.pack).or_default().push(row.digest);
+        }
+    }
+    let packs: Vec<_> = packs.into_iter().collect();
+    let names: Vec<_> = packs.iter().map(|(pack, _)| realm.name_of(&Key::content(*pack))).collect();
+    if names.is_empty() {
+        return false;
+    }
+    // Where upstream does not say, they stand where they are said to.
+    let Ok(there) = upstream.backend.contains(&names).await else { return false };
+    for ((pack, outputs), is_there) in packs.iter().zip(&there) {
+        if *is_there {
+            cache.confirm(realm, &Key::content(*pack), *pack);
+        } else {
+            outputs.iter().for_each(|output| cache.frames().remove(realm.id, output));
+        }
+    }
+    there.contains(&false)
 }
 
 /// Sends the frames that stand in no pack, in order of first use.

@@ -9,8 +9,8 @@ use crate::backend::memory::{Call, Fault, MemoryBackend};
 use crate::entry::Digest;
 use crate::worker::Flushed;
 use crate::worker::prefetcher::tests::support::{
-    MINUTE, Machine, Output, SCOPE, manifest_name, manifest_of, outputs, scope_trail_name,
-    trail_name, trail_of,
+    MINUTE, Machine, Output, SCOPE, contents, manifest_name, manifest_of, output, outputs,
+    scope_trail_name, trail_name, trail_of,
 };
 use crate::worker::uploader::bench::{Bench, until, upstream};
 
@@ -297,4 +297,58 @@ async fn an_upload_that_fails_does_not_keep_a_flush_from_writing_the_manifest() 
     assert_eq!(actions_of(&backend, "c1").len(), 5);
     machine.end(&session);
     machine.close().await;
+}
+
+/// A machine that had the outputs did not ask for the packs of its parents' manifests, and named them in
+/// each new one, though upstream had let go of them: no cold machine found anything there again.
+#[tokio::test(start_paused = true)]
+async fn packs_that_are_gone_are_not_named_by_who_does_not_need_them() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built: Vec<Output> = (0..6).map(|n| output(n, 60 << 10)).collect();
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+    let warm = Machine::new(&backend);
+    let session = warm.begin("c1");
+    warm.settled(&session).await;
+    assert_eq!(warm.hits(Some(&session), &built).await, built.len());
+    let packs = contents(&backend);
+    assert!(!packs.is_empty());
+    packs.iter().for_each(|pack| drop(backend.remove(pack)));
+    warm.end(&session);
+
+    let next = warm.begin_in(&warm.realm(), "c2", &["c1"]);
+    warm.settled(&next).await;
+    assert_eq!(warm.hits(Some(&next), &built).await, built.len());
+    warm.end(&next);
+    assert_eq!(warm.workers.flush(MINUTE).await, Flushed::default());
+    warm.close().await;
+    assert_eq!(actions_of(&backend, "c2").len(), built.len());
+    let cold = Machine::new(&backend);
+    let session = cold.begin("c2");
+    let forecast = cold.settled(&session).await;
+    let fetched = forecast.fetched.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(fetched, built.len() as u64);
+    cold.close().await;
+}
+
+/// Somebody who had read the trail before a commit was built whole wrote it back: the commit had a row,
+/// and so the smaller one stayed.
+#[tokio::test(start_paused = true)]
+async fn a_commits_row_that_was_put_back_to_an_older_one_is_written_again() {
+    let backend = Arc::new(MemoryBackend::new());
+    let a = Machine::new(&backend);
+    let built = outputs(0, 30);
+    a.build_commit("c1", &built[..3]).await;
+    let before = backend.peek(&trail_name("team")).unwrap();
+    a.build_commit("c1", &built).await;
+    assert_eq!(trail_of(&backend).rows[0].rows, 30);
+    backend.insert(trail_name("team"), before);
+    assert_eq!(trail_of(&backend).rows[0].rows, 3);
+    let again = a.begin("c1");
+    assert_eq!(a.hits(Some(&again), &built[..3]).await, 3);
+    a.end(&again);
+    assert_eq!(a.workers.flush(MINUTE).await, Flushed::default());
+    assert_eq!(trail_of(&backend).rows[0].rows, 30);
+    a.close().await;
 }
