@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::cache::Cache;
 use crate::cache::ahead::Expected;
@@ -43,6 +44,12 @@ const STREAMS_MIN: usize = 4;
 const AHEAD_MS: f64 = 400.0;
 /// How often it is looked whether anybody still wants what nothing is known of.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Where upstream could not say what it has, it is asked again so much later, and then ever later.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_MOST: Duration = Duration::from_secs(30);
+/// How long room is waited for that is being made, and how often it is looked for.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
+const ROOM_LOOK: Duration = Duration::from_millis(20);
 /// Frames that are under way at once; each stands in memory until it is whole.
 const UNDER_WAY_MAX: u64 = 32 << 20;
 /// Frames that are being unpacked, so that what arrives faster waits where it costs no memory.
@@ -66,8 +73,11 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
 /// One forecast, from its manifests to its end.
 async fn follow(cache: Cache, forecast: Arc<Forecast>, turns: Arc<Turns>) {
     let mut shutdown = cache.tasks().shutdown_signal();
+    let _told = Told(forecast.clone());
+    let mut pause = AGAIN_FIRST;
     loop {
         let knew_parents = forecast.has_parents();
+        forecast.was_refused.store(false, Ordering::Relaxed);
         let is_cut = tokio::select! {
             biased;
             is_cut = fulfil(&cache, &forecast, &turns) => is_cut,
@@ -81,12 +91,44 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>, turns: Arc<Turns>) {
         if forecast.is_wanted() && forecast.resume() {
             continue;
         }
+        if forecast.phase() != Phase::Nothing {
+            return;
+        }
+        // One bad moment at its start does not cost a build all that is known of it.
+        if forecast.was_refused.load(Ordering::Relaxed) {
+            if !is_wanted_after(&forecast, pause, &mut shutdown).await {
+                return;
+            }
+            pause = (pause * 2).min(AGAIN_MOST);
+            forecast.try_again();
+            continue;
+        }
         // Parents that were named while the manifests were read may have come too late for that.
-        let is_known = forecast.phase() != Phase::Nothing || knew_parents;
-        if is_known || !hears_of_parents(&forecast, &mut shutdown).await {
+        if knew_parents || !hears_of_parents(&forecast, &mut shutdown).await {
             return;
         }
         forecast.look_again();
+    }
+}
+
+/// Whether somebody wants it still when so much time has passed.
+async fn is_wanted_after(forecast: &Forecast, pause: Duration, shutdown: &mut Shutdown) -> bool {
+    tokio::select! {
+        () = sleep(pause) => forecast.is_wanted(),
+        () = shutdown.wait() => false,
+    }
+}
+
+/// However its worker ends, also by a panic: nobody waits for manifests that nobody reads.
+struct Told(Arc<Forecast>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if self.0.phase() == Phase::Loading {
+            self.0.nothing();
+        } else if std::thread::panicking() {
+            self.0.finish();
+        }
     }
 }
 
@@ -171,6 +213,7 @@ async fn fetch_all(
     let mut returned: Vec<Unit> = Vec::new();
     // Outputs that are on their way take room too; frames take the link.
     let (mut coming, mut width) = (0, Width::default());
+    let mut patience = ROOM_WAIT;
     loop {
         queue.overtake(&forecast.overtaking.take());
         while returned.is_empty() && forecast.is_wanted() {
@@ -181,8 +224,11 @@ async fn fetch_all(
             if !width.has_room_for(more, bytes_per_ms) {
                 break;
             }
+            let needed = size.saturating_add(coming);
+            let room = find_room(cache, needed, !flying.is_empty(), &mut patience);
+            let Some(has_room) = room.await else { break };
             let Some(mut unit) = queue.pop_front() else { break };
-            if cache.store().has_room(size.saturating_add(coming)) {
+            if has_room {
                 coming += size;
                 width.add(more);
                 order.settle(&mut unit.parts, is_urgent);
@@ -225,33 +271,62 @@ async fn fetch_all(
     is_cut
 }
 
-/// What is under way: requests, and the bytes that they bring.
+/// Whether the disk has room for so much, or finds some within what is left of the patience. None: it is
+/// to be asked again when something has landed.
+async fn find_room(
+    cache: &Cache,
+    bytes: u64,
+    is_flying: bool,
+    patience: &mut Duration,
+) -> Option<bool> {
+    // Asking makes room.
+    while !cache.has_room(bytes) {
+        if is_flying {
+            return None;
+        }
+        if patience.is_zero() {
+            return Some(false);
+        }
+        *patience = patience.saturating_sub(ROOM_LOOK);
+        sleep(ROOM_LOOK).await;
+    }
+    Some(true)
+}
+
+/// What is under way: requests, the bytes that they bring, and those of them that stand in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Width {
     requests: usize,
     bytes: u64,
+    memory: u64,
 }
 
 impl Width {
     fn of(unit: &Unit) -> Self {
-        Self { requests: unit.requests(), bytes: unit.link_bytes() }
+        // Whatever a manifest says: the sums must hold it.
+        let bytes = unit.link_bytes().min(1 << 40);
+        // What is asked for by itself goes to the disk as it comes.
+        let memory = if unit.name.is_some() { bytes } else { 0 };
+        Self { requests: unit.requests(), bytes, memory }
     }
 
     const fn add(&mut self, more: Self) {
         self.requests += more.requests;
         self.bytes += more.bytes;
+        self.memory += more.memory;
     }
 
     const fn take(&mut self, less: Self) {
         self.requests -= less.requests;
         self.bytes -= less.bytes;
+        self.memory -= less.memory;
     }
 
     /// Whether so much more may be under way, on a link that carries so many bytes, if that is known.
     fn has_room_for(self, more: Self, bytes_per_ms: f64) -> bool {
         let is_enough = bytes_per_ms > 0.0 && self.bytes as f64 > bytes_per_ms * AHEAD_MS;
         let most = if is_enough { STREAMS_MIN } else { STREAMS_MAX };
-        let fits = self.bytes.saturating_add(more.bytes) <= UNDER_WAY_MAX;
+        let fits = self.memory.saturating_add(more.memory) <= UNDER_WAY_MAX;
         self.requests == 0 || self.requests < most && fits
     }
 }

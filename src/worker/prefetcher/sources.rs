@@ -15,12 +15,14 @@ use crate::cache::frames::Standing;
 use crate::cache::fresh::PARTS_MAX;
 use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
-use crate::entry::{Digest, RealmId};
+use crate::entry::{Digest, RealmId, Why};
 use crate::manifest::trail::{self, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest, Place};
 
 /// What default branches are called.
 const USUAL: [&str; 2] = ["main", "master"];
+/// Sessions that are tried where the best one's manifest is gone.
+const OTHERS_MAX: usize = 2;
 /// Git is asked for the parents beside the first questions.
 pub(super) const PARENTS_WAIT: Duration = Duration::from_millis(250);
 
@@ -56,7 +58,7 @@ async fn of_realm(
     realm: Arc<Realm>,
 ) -> Option<(Arc<Realm>, Manifest)> {
     let upstream = realm.upstream.clone()?;
-    let asked = Asked { cache, upstream: &upstream, realm: &realm, aim: &forecast.aim };
+    let asked = Asked { cache, upstream: &upstream, realm: &realm, aim: &forecast.aim, forecast };
     let trails = join(asked.trails(), asked.scope_trail());
     let known = join(asked.manifest(&forecast.aim.commit, PARTS_MAX), trails);
     let parents = asked.parents(forecast);
@@ -108,26 +110,36 @@ struct Asked<'a> {
     upstream: &'a Upstream,
     realm: &'a Realm,
     aim: &'a Aim,
+    forecast: &'a Forecast,
 }
 
 impl Asked<'_> {
     /// In so many parts at once.
     async fn manifest(&self, commit: &str, parts: usize) -> Option<Manifest> {
         let name = name_of_manifest(self.realm, &self.aim.scope, commit);
-        let manifest = read_manifest(self.cache, self.upstream, &name, parts as u64).await?;
+        let manifest = self.read_manifest(&name, parts as u64).await?;
         // An upstream that mixes its answers up must not have them written under other names.
         let is_it = manifest.is_of(&self.aim.scope, commit);
         is_it.then_some(manifest)
     }
 
-    /// That of the best session; where upstream has let it go, of the newest other one.
+    /// That of the best session; where upstream has let it go, of another one: the newest complete one
+    /// first.
     async fn best_manifest(&self, best: &TrailRow, trails: &[Trail]) -> Option<Manifest> {
-        if let Some(manifest) = self.manifest(&best.commit, PARTS_MAX).await {
-            return Some(manifest);
+        let mut others: Vec<&str> = Vec::new();
+        let mut rows: Vec<_> = trails.iter().flat_map(Trail::current).collect();
+        rows.sort_by_key(|row| !row.complete);
+        for row in rows {
+            if row.commit != best.commit && !others.contains(&&*row.commit) {
+                others.push(&row.commit);
+            }
         }
-        let mut newest = trails.iter().filter_map(|trail| trail.rows.first());
-        let other = newest.find(|row| row.commit != best.commit)?;
-        self.manifest(&other.commit, PARTS_MAX).await
+        for commit in std::iter::once(&*best.commit).chain(others.into_iter().take(OTHERS_MAX)) {
+            if let Some(manifest) = self.manifest(commit, PARTS_MAX).await {
+                return Some(manifest);
+            }
+        }
+        None
     }
 
     async fn trails(&self) -> Vec<Trail> {
@@ -147,13 +159,13 @@ impl Asked<'_> {
             return None;
         }
         let name = name_of_scope_trail(self.realm, &self.aim.scope);
-        let trail = read_trail(self.cache, self.upstream, &name).await?;
+        let trail = self.read_trail(&name).await?;
         trail.is_of(&self.aim.scope, trail::ALL_BRANCHES).then_some(trail)
     }
 
     async fn trail(&self, branch: &str) -> Option<Trail> {
         let name = name_of_trail(self.realm, &self.aim.scope, branch);
-        let trail = read_trail(self.cache, self.upstream, &name).await?;
+        let trail = self.read_trail(&name).await?;
         trail.is_of(&self.aim.scope, branch).then_some(trail)
     }
 
@@ -164,43 +176,46 @@ impl Asked<'_> {
         let manifests = parents.iter().map(|commit| self.manifest(commit, parts));
         join_all(manifests).await.into_iter().flatten().collect()
     }
-}
 
-async fn read_manifest(
-    cache: &Cache,
-    upstream: &Upstream,
-    name: &Name,
-    parts: u64,
-) -> Option<Manifest> {
-    let limit = manifest::SIZE_MAX as u64;
-    let bytes = cache.read_in_parts(upstream, name, limit, parts).await.ok()??;
-    if let Ok(manifest) = decode(cache, bytes).await? {
-        return Some(manifest);
-    }
-    // Somebody may have written between two of its parts.
-    let bytes = cache.read_value(upstream, name, limit).await.ok()??;
-    match decode(cache, bytes).await? {
-        Ok(manifest) => Some(manifest),
-        Err(error) => {
-            tracing::info!(%name, %error, "upstream: a manifest was not taken");
-            None
+    async fn read_manifest(&self, name: &Name, parts: u64) -> Option<Manifest> {
+        let limit = manifest::SIZE_MAX as u64;
+        let value = self.cache.read_in_parts(self.upstream, name, limit, parts).await;
+        if let Ok(manifest) = decode(self.cache, self.answered(value)?).await? {
+            return Some(manifest);
         }
+        // Somebody may have written between two of its parts.
+        let value = self.cache.read_value(self.upstream, name, limit).await;
+        match decode(self.cache, self.answered(value)?).await? {
+            Ok(manifest) => Some(manifest),
+            Err(error) => {
+                tracing::info!(%name, %error, "upstream: a manifest was not taken");
+                None
+            }
+        }
+    }
+
+    async fn read_trail(&self, name: &Name) -> Option<Trail> {
+        let value = self.cache.read_value(self.upstream, name, trail::SIZE_MAX as u64).await;
+        match Trail::decode(&self.answered(value)?) {
+            Ok(trail) => Some(trail),
+            Err(error) => {
+                tracing::info!(%name, %error, "upstream: a trail was not taken");
+                None
+            }
+        }
+    }
+
+    /// What stands there. Where upstream could not say, it may a moment later.
+    fn answered(&self, value: Result<Option<Vec<u8>>, Why>) -> Option<Vec<u8>> {
+        value.unwrap_or_else(|_| {
+            self.forecast.was_refused.store(true, Ordering::Relaxed);
+            None
+        })
     }
 }
 
 async fn decode(cache: &Cache, bytes: Vec<u8>) -> Option<Result<Manifest, FormatError>> {
     cache.tasks().blocking("read a manifest", move || Manifest::decode(&bytes)).await
-}
-
-async fn read_trail(cache: &Cache, upstream: &Upstream, name: &Name) -> Option<Trail> {
-    let bytes = cache.read_value(upstream, name, trail::SIZE_MAX as u64).await.ok()??;
-    match Trail::decode(&bytes) {
-        Ok(trail) => Some(trail),
-        Err(error) => {
-            tracing::info!(%name, %error, "upstream: a trail was not taken");
-            None
-        }
-    }
 }
 
 /// What a manifest says of where frames stand.
@@ -211,6 +226,12 @@ pub(super) fn remember_frames(cache: &Cache, realm: RealmId, manifest: &Manifest
             Place::Frame { digest, size } => Standing::Alone { digest, size },
             Place::Pack { pack, offset, len } => {
                 let Some(pack) = manifest.packs.get(pack as usize) else { continue };
+                // Who has sent it, or read its action, knows better than an older manifest.
+                if let Some(Standing::Packed(known)) = cache.frames().get(realm, &row.output)
+                    && known.digest != Digest::EMPTY
+                {
+                    continue;
+                }
                 Standing::Packed(Packed {
                     // A manifest does not say it; who needs it compares the output's.
                     digest: Digest::EMPTY,

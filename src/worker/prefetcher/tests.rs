@@ -72,8 +72,8 @@ async fn what_a_session_used_is_there_before_another_machine_asks() {
 fn the_first_requests_are_many_and_later_ones_as_many_as_the_link_carries() {
     const MIB: u64 = 1 << 20;
     let has_room = |requests, mib, (more, more_mib), bytes_per_ms| {
-        let width = Width { requests, bytes: mib * MIB };
-        width.has_room_for(Width { requests: more, bytes: more_mib * MIB }, bytes_per_ms)
+        let of = |requests, mib| Width { requests, bytes: mib * MIB, memory: mib * MIB };
+        of(requests, mib).has_room_for(of(more, more_mib), bytes_per_ms)
     };
     assert!(has_room(15, 20, (1, 2), 0.0), "nothing is known yet");
     assert!(!has_room(16, 0, (1, 0), 0.0));
@@ -88,6 +88,10 @@ fn the_first_requests_are_many_and_later_ones_as_many_as_the_link_carries() {
     // Frames stand in memory until they are whole.
     assert!(!has_room(5, 30, (1, 8), 0.0));
     assert!(has_room(0, 0, (1, 64), 0.0), "one may be as large as it is");
+    // What is asked for one by one goes to the disk.
+    let alone = Width { requests: 8, bytes: 200 * MIB, memory: 0 };
+    assert!(Width { requests: 1, bytes: MIB, memory: MIB }.has_room_for(alone, 0.0));
+    assert!(alone.has_room_for(Width { requests: 1, bytes: MIB, memory: MIB }, 0.0));
     // Eight that are asked for one by one are eight.
     assert!(has_room(8, 0, (8, 0), 0.0) && !has_room(16, 0, (8, 0), 0.0));
 }

@@ -1,11 +1,14 @@
-//! What lookups and builds teach the policy about an upstream.
+//! What lookups and builds teach the policy about an upstream, and what a bad moment does not teach.
 
 use std::sync::Arc;
 
-use super::support::{Machine, Output, contents, output};
-use crate::backend::memory::MemoryBackend;
+use super::support::{Machine, Output, contents, output, outputs};
+use crate::backend::BackendError;
+use crate::backend::memory::{Fault, MemoryBackend};
+use crate::cache::forecast::Phase;
 use crate::cache::policy::group::subkey;
 use crate::cache::policy::statistics::{Kind, Statistics};
+use crate::worker::uploader::bench::until;
 
 const COST_MS: u32 = 200;
 
@@ -78,6 +81,32 @@ async fn an_action_whose_frame_is_gone_counts_as_absent() {
     assert_eq!(b.hits(Some(&session), &built).await, 0);
     let of_new = b.cache.statistics_of("main").estimate(Kind::NoManifest, b.cache.clock().now());
     assert!(of_new.answers > 0.5 && of_new.hit_rate < 0.3, "{of_new:?}");
+    b.end(&session);
+    b.close().await;
+}
+
+/// Upstream began anew just as a build did: nothing was known of the build then, and all of it was asked
+/// for one by one, however long it went on.
+#[tokio::test(start_paused = true)]
+async fn a_bad_moment_at_its_start_does_not_cost_a_build_all_that_is_known_of_it() {
+    let backend = Arc::new(MemoryBackend::new());
+    let built = outputs(0, 30);
+    let a = Machine::new(&backend);
+    a.build_commit("c1", &built).await;
+    a.close().await;
+    backend.fault_always(Fault::Error(|| BackendError::Status(503)));
+    let b = Machine::new(&backend);
+    let session = b.begin_in(&b.realm(), "c1", &["c0"]);
+    let forecast = session.forecast.clone().unwrap();
+    forecast.finished().await;
+    assert_eq!(forecast.phase(), Phase::Nothing);
+    backend.heal();
+    until(|| forecast.phase() == Phase::Known).await;
+    b.settled(&session).await;
+    assert_eq!(b.hits(Some(&session), &built).await, built.len());
+    let asked = backend.calls_total().gets;
+    assert_eq!(b.hits(Some(&session), &built).await, built.len());
+    assert_eq!(backend.calls_total().gets, asked);
     b.end(&session);
     b.close().await;
 }
