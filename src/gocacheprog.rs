@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::client::{Address, StartDaemon, Stream};
@@ -110,6 +111,8 @@ struct Helper {
     /// None until the first word from or about the daemon.
     places: Mutex<Option<Arc<Places>>>,
     connection: Mutex<Option<Stream>>,
+    /// Held until what a lost connection leaves is where the next daemon finds it.
+    losing: Mutex<()>,
     stderr: Mutex<Box<dyn Write + Send>>,
     warned: AtomicBool,
     c_env: OnceLock<u64>,
@@ -119,7 +122,6 @@ struct Helper {
 pub fn run(config: HelperConfig, stdio: Stdio) {
     let terminated = stdio::ignore_signals();
     let Stdio { stdin, stdout, stderr, on_close } = stdio;
-    let clock = Clock::system();
     let helper = Arc::new(Helper {
         answers: Arc::new(Answers::new(stdout)),
         questions: Questions::new(Link::Coming { until: remote::START_MAX }),
@@ -129,33 +131,29 @@ pub fn run(config: HelperConfig, stdio: Stdio) {
         native: config.native.as_deref().and_then(Native::open),
         places: Mutex::new(None),
         connection: Mutex::new(None),
+        losing: Mutex::new(()),
         stderr: Mutex::new(stderr),
         warned: AtomicBool::new(false),
         c_env: OnceLock::new(),
-        clock,
+        clock: Clock::system(),
         config,
     });
     parents::look(&helper);
-    let shared = helper.clone();
-    // Not joined: it may be in the midst of starting a daemon, and go's end is not to wait for it.
-    if tasks::thread("from daemon", move || remote::keep_connected(&shared)).is_err() {
+    let (timing, connecting) = (helper.clone(), helper.clone());
+    let timer = tasks::thread("deadlines", move || remote::keep_time(&timing));
+    let connect = || tasks::thread("from daemon", move || remote::keep_connected(&connecting));
+    // Where nobody watches deadlines, nothing may be asked. The connecting thread is not joined: it
+    // may be in the midst of starting a daemon, and go's end is not to wait for it.
+    if timer.is_err() || connect().is_err() {
         helper.found(|config| Places::alone(config, false));
-        helper.lost();
-    }
-    let shared = helper.clone();
-    let timer = tasks::thread("deadlines", move || remote::keep_time(&shared));
-    if timer.is_err() {
-        // Nobody would watch deadlines, so nothing may be asked.
         helper.lost();
     }
     serve(&helper, stdin);
     helper.answers.close();
     on_close();
     helper.finish(&terminated);
-    if let Ok(timer) = timer {
-        // Its panic has been printed, and go has what it needs.
-        let _ = timer.join();
-    }
+    // Its panic has been printed, and go has what it needs.
+    let _ = timer.map(JoinHandle::join);
 }
 
 /// Answers requests until go closes, leaves, or makes no sense.
@@ -358,6 +356,8 @@ impl Helper {
 
     /// Nobody answers what is still open: go builds, and the next daemon finds the puts.
     fn lost(&self) {
+        // The process ends with the last of these: what another one has taken must be put down first.
+        let _losing = self.losing.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = self.questions.down();
         for question in lost.questions {
             self.miss(question.id, question.action);
@@ -371,7 +371,7 @@ impl Helper {
     /// Says one thing to the user, once: a helper runs for every go command.
     fn warn(&self, what: &str) {
         if !self.warned.swap(true, Ordering::Relaxed) {
-            let mut stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+            let stderr = &mut *self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = writeln!(stderr, "larder: {what}");
         }
     }

@@ -89,7 +89,6 @@ where
             }
         }
     }
-    conversation.close();
 }
 
 /// One helper's frames.
@@ -106,6 +105,17 @@ struct Conversation {
     reported: Report,
 }
 
+/// However it ends, by a panic too: a session that nobody leaves would be live for ever, and nothing
+/// that it has used would make room.
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        if let Some(session) = &self.guest.session {
+            session.helper_left(self.frontend.inner.cache.clock().now());
+            self.frontend.inner.cache.sessions().tell();
+        }
+    }
+}
+
 impl Conversation {
     fn open(&self) {
         if let Some(session) = &self.guest.session {
@@ -114,13 +124,6 @@ impl Conversation {
                 // After that: a prefetch that is being cut short just now may not have seen us.
                 self.frontend.inner.cache.forecasts().resume(forecast);
             }
-        }
-    }
-
-    fn close(&self) {
-        if let Some(session) = &self.guest.session {
-            session.helper_left(self.frontend.inner.cache.clock().now());
-            self.frontend.inner.cache.sessions().tell();
         }
     }
 
