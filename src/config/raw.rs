@@ -83,7 +83,9 @@ pub(super) fn gather(
     }
     look_for_typos(env, faults);
     let mut flags: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
-    for (name, text) in &sources.flags {
+    // An empty flag is as good as none, like a variable: what `run` is told reaches its helpers and its
+    // daemon as variables.
+    for (name, text) in sources.flags.iter().filter(|(_, text)| !text.is_empty()) {
         match SETTINGS.iter().find(|row| row.name == name) {
             Some(row) => flags.entry(row.name).or_default().push(text),
             None => faults.add(&Origin::Default, format!("unknown flag {}", quoted(name))),
@@ -141,7 +143,8 @@ fn find_file(
     system_config: &Path,
     faults: &mut Faults,
 ) -> Option<(PathBuf, Vec<u8>)> {
-    let named = match (&sources.config_file, env.get(table::CONFIG_FILE)) {
+    let flag = sources.config_file.as_ref().filter(|path| !path.as_os_str().is_empty());
+    let named = match (flag, env.get(table::CONFIG_FILE)) {
         (Some(path), _) => Some((path.clone(), Origin::Flag("config"))),
         (None, Some(path)) => {
             Some((PathBuf::from(path), Origin::Variable(table::CONFIG_FILE.to_owned())))

@@ -130,7 +130,7 @@ pub static UPSTREAM: [Setting; 9] = [
     row("user-file", "FILE", Kind::Path, "none", "/run/secrets/larder-user",
         "File of `user:password` for basic authentication"),
     row("ca-file", "FILE", Kind::Path, "the system's", "/etc/larder/ca.crt",
-        "Certificates (PEM) that are trusted besides the system's"),
+        "Certificates (PEM) that are trusted instead of the system's"),
     row("client-cert", "FILE", Kind::Path, "none", "/etc/larder/client.crt",
         "Certificate (PEM) that larder shows; needs client_key"),
     row("client-key", "FILE", Kind::Path, "none", "/etc/larder/client.key",

@@ -160,6 +160,9 @@ fn the_stronger_place_wins() {
     assert!(flag().load().cache.read_only);
     assert!(!flag().env("LARDER_READ_ONLY", "off").load().cache.read_only);
     assert!(flag().env("LARDER_READ_ONLY", "").load().cache.read_only, "empty is unset");
+    // `--memory "$UNSET"` counted for `run` alone: its daemon, told by a variable, took the file's.
+    let empty = named().flag("memory", "").flag("namespace", "").load();
+    assert_eq!(empty.cache.memory, Some(ByteSize::mib(3)), "an empty flag is as good as none");
 }
 
 #[test]

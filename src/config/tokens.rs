@@ -3,7 +3,8 @@
 //! Its faults name the place, never the secret. Comparing tokens with what a client presents is the
 //! frontend's.
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs::Metadata;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::Secrets;
@@ -40,7 +41,7 @@ pub(super) fn read(reading: &mut Reading<'_>, secrets: Secrets) -> (Vec<Token>, 
 fn open(reading: &mut Reading<'_>, path: &Path) -> Option<Vec<u8>> {
     let place = reading.origin("tokens");
     match file::bytes_of(path) {
-        Ok((_, meta)) if meta.permissions().mode() & 0o077 != 0 => {
+        Ok((_, meta)) if is_for_others(&meta) => {
             let mode = meta.permissions().mode() & 0o777;
             let problem = format!(
                 "{} has mode {mode:04o}, so that others can use it: run `chmod 600` on it",
@@ -55,6 +56,13 @@ fn open(reading: &mut Reading<'_>, path: &Path) -> Option<Vec<u8>> {
             None
         }
     }
+}
+
+/// A group may read what belongs to somebody else: as one of that group, we read it. Kubernetes hands
+/// secrets to programs that are not root in that way.
+fn is_for_others(meta: &Metadata) -> bool {
+    let is_ours = meta.uid() == rustix::process::geteuid().as_raw();
+    meta.permissions().mode() & if is_ours { 0o077 } else { 0o037 } != 0
 }
 
 fn one(reading: &mut Reading<'_>, section: &Section, others: &[Token]) -> Option<Token> {
