@@ -38,6 +38,7 @@ mod load;
 mod note;
 pub mod reader;
 pub mod record;
+mod remove;
 mod replay;
 pub mod segment;
 pub mod space;
@@ -88,6 +89,8 @@ pub enum StoreError {
     Fault(#[from] io::Error),
     #[error("the output is not where its writer said")]
     Gone,
+    #[error("something newer was put meanwhile")]
+    Newer,
 }
 
 impl StoreError {

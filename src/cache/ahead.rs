@@ -146,13 +146,14 @@ impl Cache {
         for entry in expected {
             let key = Key::go(realm, entry.row.action);
             let meta = entry.meta();
+            let seen = self.inner.store.seen(&key);
             if let Some(row) = self.inner.store.find_go(&key) {
                 // Put here while it was fetched: theirs was acknowledged, and is newer.
                 forecast.arrived(&entry.row.action, false);
                 entry.leader.end(End::Stored(row.meta()));
                 continue;
             }
-            match self.inner.store.record_go(&key, &meta, None) {
+            match self.inner.store.record_fetched(&key, &meta, seen) {
                 Ok(()) => {
                     forecast.arrived(&entry.row.action, is_fetched);
                     self.inner.absent.remove(realm, &key);

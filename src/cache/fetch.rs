@@ -9,13 +9,15 @@ use crate::backend::{BackendError, Fetched, Name};
 use crate::cache::flight::{End, Leader};
 use crate::cache::policy::statistics::Kind as Question;
 use crate::cache::realm::Upstream;
-use crate::cache::{Cache, policy};
+use crate::cache::{Cache, READ_HERE_MAX, policy};
 use crate::entry::{Class, Digest, Key, Kind, Meta, RealmId, Why};
+use crate::store::StoreError;
 use crate::store::file::Finished;
 use crate::store::record::Row;
 use crate::store::segment::INLINE_BODY_MAX;
 
-/// Bodies that find no room on disk are passed on from memory up to this size.
+/// Bodies that find no room on disk are passed on from memory up to this size, as far as bodies may be
+/// lent at once.
 const HELD_MAX: u64 = 8 << 20;
 /// The value of a Go action, with a frame inside.
 pub const GO_VALUE_MAX: u64 = 1 << 20;
@@ -113,23 +115,45 @@ impl Cache {
             return self.wrong(upstream, &"not what its name says");
         }
         let meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), Class::Other);
+        let (cache, key) = (self.clone(), key.clone());
+        let keep = move || cache.keep_plain(&key, meta, finished);
+        // What is large and known already may have to be hashed again.
+        if announced.is_none_or(|len| len > READ_HERE_MAX) {
+            let kept = self.inner.tasks.blocking("keep what was fetched", keep).await;
+            return kept.unwrap_or(End::Failed(Why::Fault));
+        }
+        keep()
+    }
+
+    /// Keeps what upstream had, unless something was put here meanwhile: that was acknowledged, and is
+    /// newer.
+    fn keep_plain(&self, key: &Key, meta: Meta, finished: Finished) -> End {
         let small = finished.inline().map(Bytes::copy_from_slice);
+        let held = |small: Option<Bytes>, meta| match small {
+            Some(bytes) => End::Held(meta, bytes),
+            None => End::Stored(meta),
+        };
+        let seen = self.inner.store.seen(key);
         let sound = |row: Row| self.inner.store.is_sound(key, &row);
         if key.kind != Kind::Content && self.inner.store.find(key).is_some_and(sound) {
-            // Put here while it was fetched: theirs was acknowledged, and is newer.
-            return small.map_or(End::Stored(meta.clone()), |bytes| End::Held(meta, bytes));
+            return held(small, meta);
         }
-        match self.inner.store.put(key, finished, &meta, None) {
+        match self.inner.store.put_fetched(key, finished, &meta, seen) {
             Ok(_) => {
                 if let Some(bytes) = small {
                     self.inner.memory.offer(key, &meta, &bytes);
+                    if self.inner.store.find(key).is_none_or(|now| now.digest != meta.digest) {
+                        // Replaced or removed since: what is newer must be what is kept.
+                        self.inner.memory.remove(key);
+                    }
                 }
                 End::Stored(meta)
             }
+            Err(StoreError::Newer) => held(small, meta),
             Err(error) => match small {
                 Some(bytes) => End::Held(meta, bytes),
                 None => {
-                    tracing::debug!(%name, %error, "fetched but not kept");
+                    tracing::debug!(%key, %error, "fetched but not kept");
                     End::Failed(Why::Fault)
                 }
             },
@@ -204,13 +228,15 @@ impl Cache {
 
     /// There is no room on disk: pass the body on from memory if it is not too large.
     async fn hold(&self, mut fetched: Fetched, name: &Name, key: &Key) -> End {
-        if fetched.len.is_none_or(|len| len > HELD_MAX) {
+        // Counted before it is read, and for as long as a client takes to read it.
+        let len = fetched.len.filter(|len| *len <= HELD_MAX);
+        let Some(room) = len.and_then(|len| self.inner.memory.room(len)) else {
             return End::Failed(Why::Fault);
-        }
+        };
         let mut bytes = Vec::new();
         while let Some(chunk) = fetched.chunks.next().await {
             match chunk {
-                Ok(chunk) if (bytes.len() + chunk.len()) as u64 <= HELD_MAX => {
+                Ok(chunk) if Some((bytes.len() + chunk.len()) as u64) <= len => {
                     bytes.extend_from_slice(&chunk);
                 }
                 _ => return End::Failed(Why::Fault),
@@ -221,7 +247,7 @@ impl Cache {
             return End::Failed(Why::Fault);
         }
         let meta = Meta::new(digest, bytes.len() as u64, self.inner.clock.now(), Class::Other);
-        End::Held(meta, bytes.into())
+        End::Held(meta, room.lend(bytes.into()))
     }
 
     pub(super) async fn fetch_small(

@@ -35,8 +35,15 @@ impl Cache {
             // With the room for it, which is taken though the client has gone.
             move || {
                 let stored = store.load(&key, &row)?;
-                let stored = if room.is_some() { read_whole(stored)? } else { stored };
-                Some((stored, room))
+                if room.is_none() {
+                    return Some((stored, room));
+                }
+                let whole = read_whole(stored)?;
+                if whole.is_none() {
+                    // Nobody seems to have touched it: a put must not be told that it is there.
+                    store.disown(&key, &row);
+                }
+                Some((whole?, room))
             }
         };
         let stored = if row.size <= READ_HERE_MAX {
@@ -68,15 +75,16 @@ impl Cache {
     }
 }
 
-/// A small file's bytes, so that the memory tier can keep them.
-fn read_whole(stored: Stored) -> Option<Stored> {
+/// A small file's bytes, so that the memory tier can keep them. None: it cannot be read. None within:
+/// it is not what it should be.
+fn read_whole(stored: Stored) -> Option<Option<Stored>> {
     use std::os::unix::fs::FileExt;
-    let Stored::File(meta, file) = stored else { return Some(stored) };
+    let Stored::File(meta, file) = stored else { return Some(Some(stored)) };
     let mut bytes = vec![0; usize::try_from(meta.size).ok()?];
     file.read_exact_at(&mut bytes, 0).ok()?;
     let mut hasher = Hasher::default();
     hasher.update(&bytes);
     // The file was vouched for by its stamp; what goes into memory is served for long, so it is
     // looked at once more.
-    (hasher.finish() == meta.digest).then(|| Stored::Bytes(meta, bytes.into()))
+    Some((hasher.finish() == meta.digest).then(|| Stored::Bytes(meta, bytes.into())))
 }

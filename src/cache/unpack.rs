@@ -11,6 +11,7 @@ use crate::cache::realm::Upstream;
 use crate::cache::{Cache, GO_VALUE_MAX, action_of};
 use crate::entry::action::{Frame, GoEntry};
 use crate::entry::{Digest, Id, Key, Meta, Why};
+use crate::store::StoreError;
 use crate::store::file::{Finished, Staged};
 
 /// Outputs up to this size are unpacked where they arrive.
@@ -150,9 +151,11 @@ impl Cache {
     }
 
     fn keep_go(&self, key: &Key, entry: &GoEntry, mut finished: Finished) -> End {
-        if let Some(row) = self.inner.store.find_go(key) {
-            // Put here while it was fetched: theirs was acknowledged, and is newer.
-            return End::Stored(row.meta());
+        // Put here while it was fetched: theirs was acknowledged, and is newer.
+        let theirs = || self.inner.store.find_go(key).map(|row| End::Stored(row.meta()));
+        let seen = self.inner.store.seen(key);
+        if let Some(theirs) = theirs() {
+            return theirs;
         }
         let mut meta = Meta::new(entry.digest, entry.size, entry.stored, entry.class);
         meta.cost_ms = entry.cost_ms;
@@ -162,9 +165,10 @@ impl Cache {
             .inner
             .store
             .place(&mut finished)
-            .and_then(|()| self.inner.store.record_go(key, &meta, None));
+            .and_then(|()| self.inner.store.record_fetched(key, &meta, seen));
         match kept {
             Ok(()) => End::Stored(meta),
+            Err(StoreError::Newer) => theirs().unwrap_or(End::Failed(Why::Fault)),
             Err(error) => {
                 tracing::debug!(action = ?action_of(key), %error, "fetched but not kept");
                 End::Failed(Why::Fault)

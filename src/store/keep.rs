@@ -1,7 +1,6 @@
-//! Storing entries and taking them out: bodies, records, rows, and what is owed for them.
+//! Storing entries: bodies, records, rows, and what is owed for them. Taking them out is `remove`.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -12,6 +11,16 @@ use crate::store::record::{EntryMeta, Place, Row, Stamp};
 use crate::store::segment::{INLINE_BODY_MAX, Position, Tag};
 use crate::store::tail::{Append, Change};
 use crate::store::{Put, Store, StoreError, Stored, layout, row_of, seconds};
+
+/// What stood under a key at a moment, if anything did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen(Option<Position>);
+
+impl Seen {
+    fn of(row: Option<&Row>) -> Self {
+        Self(row.map(|row| row.at))
+    }
+}
 
 impl Store {
     /// A body on its way in; up to 64 KiB stay in memory.
@@ -40,13 +49,40 @@ impl Store {
         !self.has_room(64 << 10)
     }
 
+    /// What stands under a key now.
+    pub fn seen(&self, key: &Key) -> Seen {
+        Seen::of(self.find(key).as_ref())
+    }
+
     /// Stores a finished body. Acknowledge the client only after this.
     pub fn put(
+        &self,
+        key: &Key,
+        body: Finished,
+        meta: &Meta,
+        owed: Option<RealmId>,
+    ) -> Result<Put, StoreError> {
+        self.put_over(key, body, meta, owed, None)
+    }
+
+    /// Stores what upstream had of a key; what was put since that was `seen` is newer, and stays.
+    pub fn put_fetched(
+        &self,
+        key: &Key,
+        body: Finished,
+        meta: &Meta,
+        seen: Seen,
+    ) -> Result<Put, StoreError> {
+        self.put_over(key, body, meta, None, Some(seen))
+    }
+
+    fn put_over(
         &self,
         key: &Key,
         mut body: Finished,
         meta: &Meta,
         owed: Option<RealmId>,
+        over: Option<Seen>,
     ) -> Result<Put, StoreError> {
         let before = self.find(key);
         if let (Kind::Content, Some(row)) = (key.kind, &before)
@@ -64,9 +100,9 @@ impl Store {
         }
         if let Some(bytes) = body.inline() {
             let place = EntryMeta { meta: meta.clone(), place: Place::Inline, owed };
-            self.append(key, &place, bytes, Stamp::default(), None)?;
+            self.append(key, &place, bytes, Stamp::default(), None, over)?;
         } else {
-            self.put_file(key, &mut body, meta, owed)?;
+            self.put_file(key, &mut body, meta, owed, over)?;
         }
         Ok(if before.is_some() { Put::Replaced } else { Put::New })
     }
@@ -78,6 +114,7 @@ impl Store {
         body: &mut Finished,
         meta: &Meta,
         owed: Option<RealmId>,
+        over: Option<Seen>,
     ) -> Result<(), StoreError> {
         if key.kind == Kind::Content {
             return self.place_new(body, owed);
@@ -85,14 +122,14 @@ impl Store {
         let entry = EntryMeta { meta: meta.clone(), place: Place::Elsewhere, owed };
         if self.is_here(&Key::content(body.digest)) {
             let path = self.inner.layout.file(&body.digest);
-            match self.append(key, &entry, &[], Stamp::default(), Some(path)) {
+            match self.append(key, &entry, &[], Stamp::default(), Some(path), over) {
                 // It has gone in this moment.
                 Err(StoreError::Gone) => {}
                 recorded => return recorded,
             }
         }
         self.place_new(body, None)?;
-        self.append(key, &entry, &[], Stamp::default(), None)
+        self.append(key, &entry, &[], Stamp::default(), None, over)
     }
 
     /// Places a body as a file and records it as content.
@@ -116,7 +153,7 @@ impl Store {
         self.sync_over_inline(&content, &path)?;
         let meta = self.content_meta(body.digest, body.size);
         let entry = EntryMeta { meta, place: Place::File, owed };
-        self.append(&content, &entry, &[], stamp, Some(path))
+        self.append(&content, &entry, &[], stamp, Some(path), None)
     }
 
     /// A file that takes the place of a body in a segment, which may have been acknowledged long ago, is on
@@ -139,6 +176,21 @@ impl Store {
         meta: &Meta,
         owed: Option<RealmId>,
     ) -> Result<(), StoreError> {
+        self.record_over(action, meta, owed, None)
+    }
+
+    /// The same of what upstream had; what was put since that was `seen` is newer, and stays.
+    pub fn record_fetched(&self, action: &Key, meta: &Meta, seen: Seen) -> Result<(), StoreError> {
+        self.record_over(action, meta, None, Some(seen))
+    }
+
+    fn record_over(
+        &self,
+        action: &Key,
+        meta: &Meta,
+        owed: Option<RealmId>,
+        over: Option<Seen>,
+    ) -> Result<(), StoreError> {
         let content = Key::content(meta.digest);
         let path = self.inner.layout.file(&meta.digest);
         let file = std::fs::metadata(&path).map_err(|_| StoreError::Gone)?;
@@ -156,10 +208,10 @@ impl Store {
             self.sync_over_inline(&content, &path)?;
             let meta = self.content_meta(meta.digest, meta.size);
             let entry = EntryMeta { meta, place: Place::File, owed: None };
-            self.append(&content, &entry, &[], stamp, Some(path))?;
+            self.append(&content, &entry, &[], stamp, Some(path), None)?;
         }
         let entry = EntryMeta { meta: meta.clone(), place: Place::Elsewhere, owed };
-        self.append(action, &entry, &[], Stamp::default(), None)
+        self.append(action, &entry, &[], Stamp::default(), None, over)
     }
 
     /// The action's row if its output is in place as a file and unchanged.
@@ -192,11 +244,15 @@ impl Store {
         body: &[u8],
         stamp: Stamp,
         sync: Option<PathBuf>,
+        over: Option<Seen>,
     ) -> Result<(), StoreError> {
         let encoded = key.encode();
         let meta = entry.encode();
         let mut change = self.inner.tail.begin().map_err(StoreError::of)?;
         let before = self.find_encoded(&encoded);
+        if over.is_some_and(|seen| seen != Seen::of(before.as_ref())) {
+            return Err(StoreError::Newer);
+        }
         // A removal may have come between placing the file and recording it.
         if sync.as_ref().is_some_and(|path| !path.exists()) {
             return Err(StoreError::Gone);
@@ -262,109 +318,6 @@ impl Store {
             entry = EntryMeta::decode(&record.meta).ok_or(StoreError::Gone)?;
         }
         entry.owed = Some(realm);
-        self.append(key, &entry, &body, row.stamp, None)
-    }
-
-    /// Removes an entry: its row, a mark in the log, and the file if it had one.
-    pub fn remove(&self, key: &Key) -> bool {
-        self.remove_if(key, |_| true)
-    }
-
-    /// The same if it is so of the entry, wherever it has been moved meanwhile to make room.
-    pub(super) fn remove_if(&self, key: &Key, is_meant: impl Fn(&Row) -> bool) -> bool {
-        while let Some(row) = self.find(key).filter(&is_meant) {
-            if self.remove_row(key, &row) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// False if another row stands there by now: it was put anew, moved or removed.
-    pub(super) fn remove_row(&self, key: &Key, row: &Row) -> bool {
-        let encoded = key.encode();
-        let mut change = match self.inner.tail.begin() {
-            Ok(change) => change,
-            Err(error) => {
-                self.fault("write a removal", &error);
-                // Trying again would change nothing.
-                return true;
-            }
-        };
-        // Not ours to remove.
-        if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at) {
-            return false;
-        }
-        let file = self.take_out(&mut change, &encoded, row);
-        drop(change);
-        self.discard(file);
-        true
-    }
-
-    /// Takes a file's entry out, as its bytes are gone or damaged, unless it is another file than the
-    /// one that was judged: a helper that puts it anew has it in place before it tells of it.
-    pub(super) fn remove_judged(&self, key: &Key, row: &Row, judged: Option<Stamp>) -> bool {
-        let encoded = key.encode();
-        let Ok(mut change) = self.inner.tail.begin() else { return false };
-        if self.find_encoded(&encoded).is_none_or(|now| now.at != row.at)
-            || self.stamp_of(row) != judged
-        {
-            return false;
-        }
-        let file = self.take_out(&mut change, &encoded, row);
-        drop(change);
-        self.discard(file);
-        true
-    }
-
-    /// What is in a file's place now.
-    pub(super) fn stamp_of(&self, row: &Row) -> Option<Stamp> {
-        let file = std::fs::metadata(self.inner.layout.file(&row.digest)).ok()?;
-        Some(layout::stamp(&file, self.inner.boot))
-    }
-
-    /// Takes an entry out that stands there: file, mark and row. Returned is where its file is until it
-    /// is discarded, once no lock is held.
-    pub(super) fn take_out(
-        &self,
-        change: &mut Change<'_>,
-        key: &[u8],
-        row: &Row,
-    ) -> Option<PathBuf> {
-        let file = (row.place == Place::File).then(|| self.put_aside(row)).flatten();
-        let mark = Append { tag: Tag::Removal, key, meta: &[], body: &[] };
-        // Without the mark the entry could come back if the index had to be built again; it must go
-        // from the index all the same.
-        if let Err(error) = change.append(&mark) {
-            self.fault("write a removal", &error);
-        }
-        change.remove(key.to_vec(), Some(row.at));
-        file
-    }
-
-    /// Removes a file that was put aside: of a large one that takes a while.
-    pub(super) fn discard(&self, file: Option<PathBuf>) {
-        let Some(file) = file else { return };
-        match std::fs::remove_file(file) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.fault("remove a file", &error),
-        }
-    }
-
-    /// Moves a file to where nobody looks for it; if that cannot be, it is removed where it is.
-    fn put_aside(&self, row: &Row) -> Option<PathBuf> {
-        let file = self.inner.layout.file(&row.digest);
-        let aside = self.inner.layout.tmp().join(format!("out-{}", row.digest));
-        let moved = match std::fs::rename(&file, &aside) {
-            Ok(()) => Some(aside),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(_) => {
-                self.discard(Some(file));
-                None
-            }
-        };
-        self.inner.tail.sub_file_bytes(row.size);
-        moved
+        self.append(key, &entry, &body, row.stamp, None, None)
     }
 }

@@ -236,6 +236,21 @@ impl Store {
         self.remove_row(key, row);
     }
 
+    /// What was read of an entry's file is not what it should be, though its stamp says that nobody has
+    /// touched it. It goes, unless it has been put anew.
+    pub fn disown(&self, key: &Key, row: &Row) {
+        let (content, body) = match row.place {
+            Place::Elsewhere => match self.content_of(row) {
+                Some(found) => found,
+                None => return,
+            },
+            Place::Inline | Place::File => (key.clone(), *row),
+        };
+        if body.place == Place::File && self.remove_judged(&content, &body, Some(body.stamp)) {
+            self.damaged(&content);
+        }
+    }
+
     fn damaged(&self, key: &Key) {
         self.inner.metrics.corrupt.inc();
         tracing::warn!(%key, "store: damaged entry dropped");

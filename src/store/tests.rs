@@ -112,6 +112,53 @@ fn the_index_is_built_again_from_the_segments() {
     store.close();
 }
 
+/// Between the look whether something was put and the keeping of what was fetched lay a moment: a put that
+/// fell into it was acknowledged, and replaced here and, as it was owed, upstream.
+#[test]
+fn what_was_put_since_a_look_is_not_replaced_by_what_was_fetched() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for (key, len) in [(opaque("small"), 3), (opaque("large"), LARGE)] {
+        let body = |byte: u8| {
+            let mut staged = store.stage();
+            staged.write(&vec![byte; len]).unwrap();
+            staged.finish()
+        };
+        let meta = |body: &file::Finished| {
+            Meta::new(body.digest, body.size, bench.clock.now(), Class::Other)
+        };
+        let (old, older) = (body(1), body(2));
+        let seen = store.seen(&key);
+        bench.put(&store, &key, &vec![3; len], Some(RealmId([7; 16])));
+        let what = meta(&old);
+        let kept = store.put_fetched(&key, old, &what, seen);
+        assert!(matches!(kept, Err(StoreError::Newer)), "{kept:?}");
+        assert_eq!(body_of(&store, &key), Some(vec![3; len]));
+        let what = meta(&older);
+        store.put_fetched(&key, older, &what, store.seen(&key)).unwrap();
+        assert_eq!(body_of(&store, &key), Some(vec![2; len]));
+    }
+    store.close();
+}
+
+/// A file that had rotted without a trace was missed by each look, and each put was told that it was there.
+#[test]
+fn a_file_that_was_read_as_other_bytes_goes_so_that_a_put_heals_it() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let body = vec![5; LARGE];
+    let name = opaque("of large content");
+    bench.put(&store, &name, &body, None);
+    let row = store.find(&name).unwrap();
+    store.disown(&name, &row);
+    store.disown(&name, &row);
+    assert_eq!(body_of(&store, &name), None);
+    assert_eq!(bench.metrics.corrupt.get(), 1);
+    bench.put(&store, &content(&body), &body, None);
+    assert_eq!(body_of(&store, &name), Some(body));
+    store.close();
+}
+
 #[test]
 fn changed_bytes_are_not_served_wherever_they_lie() {
     let bench = Bench::new();
