@@ -88,15 +88,13 @@ impl Cache {
         }
         let own = policy::upstream_of(meta.class, &self.inner.config.classes);
         let to = realm.elsewhere_at(own).map_or(realm, |elsewhere| elsewhere);
-        let owed = may_upload
+        let owed = self.inner.realms.remember(to)
+            && may_upload
             && share == Share::Upstream
             && policy::is_worth_a_place(meta.size, meta.cost_ms)
             && !self.inner.config.read_only
             && to.writes_to().is_some()
             && !self.inner.confirmed.contains(to.id, &key, &meta.digest);
-        if owed {
-            self.inner.realms.remember(to);
-        }
         self.inner.store.record_go(&key, &meta, owed.then_some(to.id))?;
         self.want_room();
         self.inner.absent.remove(realm.id, &key);

@@ -88,9 +88,11 @@ impl Cache {
         let mut meta = Meta::new(finished.digest, finished.size, self.inner.clock.now(), class);
         describe(&mut meta);
         let small = finished.inline().map(Bytes::copy_from_slice);
-        let owed = self.owed_to(realm, key, &meta.digest);
+        let is_known = self.inner.realms.remember(realm);
+        let owed = is_known && self.owed_to(realm, key, &meta.digest);
         if owed {
-            self.inner.realms.remember(realm);
+            // Another machine may have put something else since: the last put stays.
+            self.inner.confirmed.remove(realm.id, key);
         }
         let size = meta.size;
         let kept = {
@@ -180,7 +182,7 @@ impl Cache {
         !self.inner.config.read_only
             && realm.writes_to().is_some()
             && key.expected() != Some(Digest::EMPTY)
-            && !self.inner.confirmed.contains(realm.id, key, digest)
+            && !(key.has_one_value() && self.inner.confirmed.contains(realm.id, key, digest))
     }
 
     /// Takes a body in. The inner error is ours, with the digest of what was sent, where that is known;
@@ -216,13 +218,18 @@ impl Cache {
     }
 
     /// Removes an entry here; upstream keeps what it has.
-    pub fn delete(&self, realm: &Realm, key: &Key) -> bool {
+    pub async fn delete(&self, realm: &Realm, key: &Key) -> bool {
         let key = key.in_realm(realm.id);
         self.inner.confirmed.remove(realm.id, &key);
-        let was_there = self.inner.store.remove(&key);
-        // After the store, or a lookup in between would put it back.
-        self.inner.memory.remove(&key);
-        was_there
+        let cache = self.clone();
+        // A large file takes a while. What is begun is seen through, whether or not the client stays.
+        let remove = move || {
+            let was_there = cache.inner.store.remove(&key);
+            // After the store, or a lookup in between would put it back.
+            cache.inner.memory.remove(&key);
+            was_there
+        };
+        self.inner.tasks.blocking("remove an entry", remove).await.unwrap_or(false)
     }
 }
 

@@ -135,6 +135,12 @@ impl Key {
         }
     }
 
+    /// Whether it has one value, whoever puts it: what upstream had of it lately it has now. A name may
+    /// have been put elsewhere since.
+    pub const fn has_one_value(&self) -> bool {
+        matches!(self.kind, Kind::Go | Kind::Content)
+    }
+
     /// The same id in another realm; content has none to change.
     pub fn in_realm(&self, realm: RealmId) -> Self {
         match self.kind {

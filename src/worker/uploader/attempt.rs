@@ -101,7 +101,7 @@ impl Attempt {
                 None => return self.missing().await,
             },
         };
-        if self.cache.confirmed().contains(self.realm.id, key, &digest) {
+        if key.has_one_value() && self.cache.confirmed().contains(self.realm.id, key, &digest) {
             return Outcome::Known;
         }
         if self.is_there_already(&digest).await {

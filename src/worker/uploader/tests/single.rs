@@ -202,3 +202,19 @@ async fn content_that_came_with_other_bytes_is_sent_whatever_upstream_says_it_ha
     }
     bench.close(&cache).await;
 }
+
+/// What this machine had sent of a name within the hour was taken for what upstream has, whatever others had
+/// put there since: a value that was put back stayed away.
+#[tokio::test(start_paused = true)]
+async fn the_last_put_of_a_name_arrives_though_this_machine_has_sent_the_same_before() {
+    let bench = Bench::new();
+    let cache = bench.cache(&bench.open());
+    let workers = Workers::start(&cache);
+    let name = bench.put_opaque(&cache, "latest", b"v1").await;
+    assert_eq!(workers.flush(MINUTE).await, Flushed::default());
+    bench.backend.insert(name.clone(), &b"v2 of another machine"[..]);
+    bench.put_opaque(&cache, "latest", b"v1").await;
+    assert_eq!(workers.flush(MINUTE).await, Flushed::default());
+    assert_eq!(bench.backend.peek(&name).unwrap(), "v1");
+    bench.close(&cache).await;
+}
