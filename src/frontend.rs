@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::cache::Cache;
 use crate::tasks::Lanes;
@@ -77,6 +77,9 @@ pub struct Frontend {
     inner: Arc<Inner>,
 }
 
+/// Bytes of actions that are gathered at once: two of the largest, or a thousand usual ones.
+const GATHERED_MAX: usize = 64 << 20;
+
 struct Inner {
     cache: Cache,
     config: Config,
@@ -88,6 +91,8 @@ struct Inner {
     lanes: Lanes,
     socket_lanes: Lanes,
     connections: AtomicUsize,
+    /// Bytes of actions that must be seen whole before they are kept.
+    gathering: Semaphore,
     /// A connection has gone.
     place: Notify,
     /// When it was last said that accepting rests, in milliseconds of the clock.
@@ -112,6 +117,7 @@ impl Frontend {
             control,
             http,
             connections: AtomicUsize::new(0),
+            gathering: Semaphore::new(GATHERED_MAX),
             place: Notify::new(),
             rest_told_ms: AtomicU64::new(0),
             last_seen_ms: AtomicU64::new(0),

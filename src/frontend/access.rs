@@ -38,6 +38,8 @@ pub(super) struct Guest {
     pub realm: Arc<Realm>,
     /// It came over the socket or showed a token that may write.
     pub is_trusted: bool,
+    /// Its token is for one namespace.
+    pub is_bound: bool,
 }
 
 /// What a request asks for, as far as that decides who may come in.
@@ -79,7 +81,8 @@ impl Frontend {
             return Err(Denied::NotAllowed);
         }
         let realm = self.realm_for(token, asked)?;
-        Ok(Guest { realm, is_trusted })
+        let is_bound = token.is_some_and(|token| token.namespace.is_some());
+        Ok(Guest { realm, is_trusted, is_bound })
     }
 
     /// The realm of a namespace that was named, or of the token, or of the settings.

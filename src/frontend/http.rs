@@ -7,17 +7,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{Method, Request};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::PutError;
 use crate::cache::policy::{ACTION_MAX, is_believed_by_go};
-use crate::entry::{Incoming, Lookup};
+use crate::entry::{Incoming, Kind, Lookup};
 use crate::frontend::access::{Asked, Denied, Guest, Intent};
 use crate::frontend::listener::Peer;
 use crate::frontend::respond::{self, Answer};
 use crate::frontend::route::{Target, route};
 use crate::frontend::{Frontend, request};
+use crate::store::StoreError;
 use crate::telemetry::metrics::Protocol;
 
 /// Serves the requests of one connection.
@@ -71,12 +74,18 @@ impl Frontend {
         let asked = Asked { authority, instance, upstream, intent };
         let guest = match self.admit(peer, &parts.headers, &asked) {
             Ok(guest) => guest,
-            Err(why) => return refuse(why, body).await,
+            Err(why) => return refuse(why, parts, body).await,
         };
         match parts.method {
             Method::GET => self.get(parts, &guest, &target).await,
             Method::HEAD => self.head(&guest, &target).await,
-            Method::DELETE => respond::deleted(self.inner.cache.delete(&guest.realm, &target.key)),
+            // Content has no namespace: whoever is confined to one would take it from all others.
+            Method::DELETE if guest.is_bound && target.key.kind == Kind::Content => {
+                refuse(Denied::NotAllowed, parts, body).await
+            }
+            Method::DELETE => {
+                respond::deleted(self.inner.cache.delete(&guest.realm, &target.key).await)
+            }
             _ if request::has_bad_length(&parts.headers) => respond::bad_length(),
             _ => self.put(&guest, &target, body).await,
         }
@@ -118,10 +127,17 @@ impl Frontend {
         let believed = target.protocol == Protocol::Ac
             && !guest.is_trusted
             && guest.realm.writes_to().is_some();
+        // Its places are given back when it is kept.
+        let mut places = Vec::new();
         if believed {
-            let value = match collect(body).await {
+            let value = match collect(body, &self.inner.gathering, &mut places).await {
                 Ok(value) => value,
-                Err(error) => return respond::put(Err(error)),
+                Err(error) => {
+                    if let PutError::NotStored(_) = error {
+                        self.inner.cache.metrics().not_stored.inc();
+                    }
+                    return respond::put(Err(error));
+                }
             };
             if is_believed_by_go(&value) {
                 return respond::go_entry_refused();
@@ -133,27 +149,46 @@ impl Frontend {
     }
 }
 
-/// An action's value as a whole.
-async fn collect(body: Incoming) -> Result<Bytes, PutError> {
+/// An action's value as a whole. It takes places among the bytes that are gathered at once.
+async fn collect<'a>(
+    body: Incoming,
+    room: &'a Semaphore,
+    places: &mut Vec<SemaphorePermit<'a>>,
+) -> Result<Bytes, PutError> {
     let too_large = || PutError::TooLarge { limit: ACTION_MAX };
     if body.len.is_some_and(|len| len > ACTION_MAX) {
         return Err(too_large());
     }
     let mut chunks = body.chunks;
-    let mut bytes = Vec::new();
+    let (mut got, mut bytes, mut is_full) = (0, Vec::new(), false);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(PutError::Client)?;
-        if (bytes.len() + chunk.len()) as u64 > ACTION_MAX {
+        got += chunk.len() as u64;
+        if got > ACTION_MAX {
             return Err(too_large());
         }
-        bytes.extend_from_slice(&chunk);
+        // What finds no room is read all the same, so that its sender can go on.
+        match room.try_acquire_many(u32::try_from(chunk.len()).unwrap_or(u32::MAX)) {
+            Ok(place) if !is_full => {
+                places.push(place);
+                bytes.extend_from_slice(&chunk);
+            }
+            _ => {
+                (bytes, is_full) = (Vec::new(), true);
+                places.clear();
+            }
+        }
     }
-    Ok(bytes.into())
+    if is_full { Err(PutError::NotStored(StoreError::Full)) } else { Ok(bytes.into()) }
 }
 
-/// Turns somebody away. A small body is read first, so that its sender hears the answer.
-async fn refuse(why: Denied, body: hyper::body::Incoming) -> Answer {
+/// Turns somebody away. A small body is read first, so that its sender hears the answer; who waits to be
+/// told to go on has sent none, and hears it instead.
+async fn refuse(why: Denied, parts: &Parts, body: hyper::body::Incoming) -> Answer {
     const READ_MAX: usize = 64 << 10;
+    if parts.headers.contains_key(EXPECT) {
+        return respond::denied(why);
+    }
     let mut chunks = request::incoming(body).chunks;
     let mut read = 0;
     while let Some(Ok(chunk)) = chunks.next().await {
@@ -163,4 +198,25 @@ async fn refuse(why: Denied, body: hyper::body::Incoming) -> Answer {
         }
     }
     respond::denied(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each of a crowd could make the daemon hold 32 MiB for as long as it liked.
+    #[tokio::test]
+    async fn actions_that_are_gathered_share_a_limit_and_give_it_back() {
+        let room = Semaphore::new(10);
+        let body = |len| Incoming::bytes(vec![7; len].into());
+        let mut places = Vec::new();
+        assert_eq!(collect(body(7), &room, &mut places).await.unwrap().len(), 7);
+        assert_eq!(room.available_permits(), 3);
+        let mut others = Vec::new();
+        let refused = collect(body(4), &room, &mut others).await.unwrap_err();
+        assert!(matches!(refused, PutError::NotStored(StoreError::Full)), "{refused}");
+        assert_eq!(collect(body(3), &room, &mut others).await.unwrap().len(), 3);
+        drop((places, others));
+        assert_eq!(room.available_permits(), 10);
+    }
 }

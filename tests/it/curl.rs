@@ -100,6 +100,10 @@ fn tokens_say_who_may_read_and_who_may_write() {
     assert_eq!(ask("s3cret-pr", "PUT", &format!("/main{}", ac(3))), 403);
     assert_eq!(ask("s3cret-ci", "GET", &format!("/pr{}", ac(1))), 403);
     assert_eq!(ask("s3cret-ci", "GET", &ac(1)), 200);
+    // Content is one for all namespaces: whoever is confined to one took it from the others.
+    assert_eq!(ask("s3cret-ci", "PUT", &cas(b"body")), 201);
+    assert_eq!(ask("s3cret-pr", "DELETE", &cas(b"body")), 403);
+    assert_eq!(ask("s3cret-ci", "GET", &cas(b"body")), 200);
     let basic = [("authorization", "Basic dTpzM2NyZXQtY2k=")];
     assert_eq!(send_with(daemon.addr(), "GET", &ac(1), &basic, b"").unwrap().status, 200);
     assert!(!home.log().contains("s3cret"), "no secret in the log");
