@@ -60,7 +60,7 @@ pub enum Limit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub dir: PathBuf,
-    /// None: half of what is free, at most 50 GiB. A share is of the file system.
+    /// None: half of what is free beside it, at most 50 GiB. A share is of the file system.
     pub disk: Option<Limit>,
     /// Free space that is never used. None: 1 GiB or 5 %, whichever is less.
     pub floor: Option<Limit>,
@@ -145,6 +145,8 @@ struct Inner {
     index_faults: AtomicU64,
     /// The largest entry that found no room lately.
     wish: AtomicU64,
+    /// Until when that counts, in seconds since 1970.
+    wished: AtomicU64,
     /// Held as long as the store is open.
     lock: File,
 }
@@ -164,7 +166,9 @@ impl Store {
         let damage = |source| OpenError::Index { dir: config.dir.clone(), source };
         let seal = layout.seal().map_err(io)?;
         let replayed = replay::open_index(&layout, &seal, &clock).map_err(damage)?;
-        let space = Space::new(config).map_err(io)?;
+        let own = segment::bytes_in(&layout.segments()).map_err(io)?;
+        let own = own.saturating_add(replayed.covered.file_bytes);
+        let space = Space::new(config, own).map_err(io)?;
         let index = replayed.index;
         let tail = Tail::open(
             (&layout, seal.clone()),
@@ -192,6 +196,7 @@ impl Store {
                 committer: Mutex::default(),
                 index_faults: AtomicU64::new(0),
                 wish: AtomicU64::new(0),
+                wished: AtomicU64::new(0),
                 lock,
             }),
         };

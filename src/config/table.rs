@@ -80,7 +80,7 @@ pub static SETTINGS: [Setting; 23] = [
         "The daemon that clients talk to, where it is not behind the socket"),
     row("store", "DIR", Kind::Path, "$XDG_CACHE_HOME/larder", "/var/cache/larder",
         "The directory that keeps entries on disk"),
-    row("disk", "SIZE|SHARE", Kind::One, "half of what is free, at most 50 GiB", "50GiB",
+    row("disk", "SIZE|SHARE", Kind::One, "half of what is free beside it, at most 50 GiB", "50GiB",
         "Most that the store may take, as a size or a share of the file system"),
     row("disk-floor", "SIZE|SHARE", Kind::One, "1 GiB or 5 %, whichever is less", "1GiB",
         "Free space that is never used"),

@@ -23,6 +23,8 @@ use segments::{Coldest, Judged};
 
 /// Longer than a helper takes to report what it used.
 pub const GRACE_S: u32 = 15;
+/// For so long room is made for what somebody has put or asked for. What a build uses gives none.
+const WISH_S: u64 = 60;
 /// Go may read a path that it was given for a day.
 const GO_DAY_S: u32 = 24 * 3600;
 /// Files looked at to find one victim.
@@ -58,6 +60,10 @@ pub struct Eviction {
 #[derive(Clone, Copy, Debug)]
 struct Condemned {
     since: u32,
+    /// Since when helpers may know.
+    seen: u32,
+    /// Of the change that says so.
+    sequence: u64,
     size: u64,
     /// What was in its place then.
     stamp: Option<Stamp>,
@@ -108,12 +114,17 @@ impl Eviction {
 }
 
 impl Store {
-    /// Bytes that must be given up now. A wish is forgotten once there is room for it: whoever had it
-    /// comes again, or does not.
+    /// Bytes that must be given up now. A wish is forgotten once there is room for it, or cannot be, or
+    /// after a while: whoever had it comes again, or does not.
     pub fn excess(&self) -> u64 {
         let (used, wish) = (self.used_bytes(), &self.inner.wish);
         let wished = wish.load(Ordering::Relaxed);
-        if wished > 0 && self.inner.space.has_room(used, wished) {
+        let space = &self.inner.space;
+        let now = self.inner.clock.now().seconds();
+        let is_old = || now > self.inner.wished.load(Ordering::Relaxed);
+        if wished > 0
+            && (is_old() || space.has_room(used, wished) || !space.could_have_room(used, wished))
+        {
             // A larger one that has come meanwhile stays.
             let _ = wish.compare_exchange(wished, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -122,7 +133,11 @@ impl Store {
 
     /// Room for so many bytes is wanted, and there is none. For more than half of all, none is made.
     pub fn wish(&self, size: u64) {
-        if size <= self.limit_bytes() / 2 {
+        if size <= self.limit_bytes() / 2
+            && self.inner.space.could_have_room(self.used_bytes(), size)
+        {
+            let until = self.inner.clock.now().seconds().saturating_add(WISH_S);
+            self.inner.wished.store(until, Ordering::Relaxed);
             self.inner.wish.fetch_max(size, Ordering::Relaxed);
         }
     }
@@ -192,7 +207,11 @@ impl Store {
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
         eviction.condemned.retain(|key, victim| {
-            if now.saturating_sub(victim.since) < GRACE_S {
+            // Helpers see what the index has, and hand out what that does not say is about to go.
+            if live_since.is_some() && !self.inner.tail.has_committed(victim.sequence) {
+                victim.seen = now;
+            }
+            if now.saturating_sub(victim.seen) < GRACE_S {
                 return true;
             }
             if let Some(row) = self.remove_unused(key, victim, &needs) {
@@ -253,11 +272,13 @@ impl Store {
                 continue;
             }
             change.put(key.clone(), Row { condemned: needs.now.max(1), ..row });
+            let sequence = change.sequence();
             drop(change);
             freed += row.size;
             done.condemned += 1;
             let (since, size, stamp) = (needs.now, row.size, self.stamp_of(&row));
-            eviction.condemned.insert(key, Condemned { since, size, stamp });
+            let victim = Condemned { since, seen: since, sequence, size, stamp };
+            eviction.condemned.insert(key, victim);
         }
         freed > 0
     }
@@ -324,6 +345,12 @@ impl Store {
             }
         }
         Ok(removed)
+    }
+
+    /// Lets go of what helpers hold of the index that were killed as they read: its pages would never be
+    /// used again, and it would grow with each commit.
+    pub fn clear_stale_readers(&self) {
+        self.inner.index.clear_stale_readers();
     }
 
     /// Who wrote an entry, if its record says so.

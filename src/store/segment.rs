@@ -205,6 +205,12 @@ pub fn list(dir: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// What the segments in a directory hold.
+pub fn bytes_in(dir: &Path) -> io::Result<u64> {
+    let lens = list(dir)?.into_iter().map(|number| Ok(std::fs::metadata(path(dir, number))?.len()));
+    lens.sum()
+}
+
 /// Reads one record of known length.
 pub fn read(
     file: &File,

@@ -7,11 +7,16 @@ use crate::store::segment::SEGMENT_MAX;
 use crate::store::{Config, Limit};
 use crate::units::{ByteSize, Percent};
 
-/// Where nobody set a limit: half of what is free, up to this.
+/// Where nobody set a limit: half of what is free beside the store, up to this.
 const DEFAULT_MAX: ByteSize = ByteSize::gib(50);
 /// Where nobody set a floor: this or a twentieth of the file system, whichever is less.
 const FLOOR_MAX: ByteSize = ByteSize::gib(1);
 const FLOOR_SHARE: Percent = Percent(5);
+
+/// Files that the file system must be able to hold besides; of one that holds few, a share of all.
+const FILES_MIN: u64 = 256;
+/// That share, and the one of the store that goes at a time where few are left.
+const FILES_SHARE: u64 = 20;
 
 /// Shorter segments would be too many files.
 const SEGMENT_MIN: u64 = 128 << 10;
@@ -24,20 +29,36 @@ pub struct Space {
     floor: u64,
 }
 
-/// Size and free space of the file system, for those who may not use the reserve.
-fn file_system(dir: &PathBuf) -> io::Result<(u64, u64)> {
+/// What a file system has, for those who may not use the reserve.
+struct FileSystem {
+    size: u64,
+    free: u64,
+    /// Files that can be made, and how many are left alone: none where they are not counted.
+    files: u64,
+    files_min: u64,
+}
+
+fn file_system(dir: &PathBuf) -> io::Result<FileSystem> {
     let stat = rustix::fs::statvfs(dir)?;
-    Ok((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
+    Ok(FileSystem {
+        size: stat.f_blocks.saturating_mul(stat.f_frsize),
+        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        files: stat.f_favail,
+        files_min: FILES_MIN.min(stat.f_files / FILES_SHARE),
+    })
 }
 
 impl Space {
-    pub fn new(config: &Config) -> io::Result<Self> {
-        let (size, free) = file_system(&config.dir)?;
+    /// `own`: what the store holds already. Of a limit that nobody set that is a part, or a store would
+    /// give up half of itself at each start.
+    pub fn new(config: &Config, own: u64) -> io::Result<Self> {
+        let FileSystem { size, free, .. } = file_system(&config.dir)?;
         let resolve = |limit: Limit| match limit {
             Limit::Size(bytes) => bytes.bytes(),
             Limit::Share(share) => share.of(size),
         };
-        let limit = config.disk.map_or_else(|| (free / 2).min(DEFAULT_MAX.bytes()), resolve);
+        let half = free.saturating_add(own) / 2;
+        let limit = config.disk.map_or_else(|| half.min(DEFAULT_MAX.bytes()), resolve);
         let floor =
             config.floor.map_or_else(|| FLOOR_SHARE.of(size).min(FLOOR_MAX.bytes()), resolve);
         Ok(Self { dir: config.dir.clone(), limit, floor })
@@ -54,12 +75,21 @@ impl Space {
     }
 
     pub fn free(&self) -> u64 {
-        file_system(&self.dir).map_or(0, |(_, free)| free)
+        file_system(&self.dir).map_or(0, |now| now.free)
     }
 
     /// Whether `more` bytes fit, with `used` bytes in the store. Small ones always ask for a page.
     pub fn has_room(&self, used: u64, more: u64) -> bool {
-        used.saturating_add(more) <= self.limit && self.free() >= self.floor.saturating_add(more)
+        used.saturating_add(more) <= self.limit
+            && file_system(&self.dir).is_ok_and(|now| {
+                now.free >= self.floor.saturating_add(more) && now.files >= now.files_min
+            })
+    }
+
+    /// Whether `more` bytes could ever fit, were the `used` ones all given up.
+    pub fn could_have_room(&self, used: u64, more: u64) -> bool {
+        let free = self.free().saturating_add(used);
+        more <= self.limit && free >= self.floor.saturating_add(more)
     }
 
     /// Bytes to give up so that new entries find room again: a twentieth of the limit is kept free,
@@ -68,10 +98,14 @@ impl Space {
         let high = self.limit - self.limit / 20;
         let over_limit = if used > high { used - (self.limit - self.limit / 10) } else { 0 };
         let over_limit = over_limit.max(used.saturating_add(wish).saturating_sub(self.limit));
-        let free = self.free();
+        let now = file_system(&self.dir).ok();
+        let free = now.as_ref().map_or(0, |now| now.free);
         let wanted = self.floor.saturating_add(wish.max(self.floor / 8));
         let under_floor = wanted.saturating_sub(free);
-        over_limit.max(under_floor.min(used))
+        // Before there are too few.
+        let is_short = now.is_some_and(|now| now.files < 2 * now.files_min);
+        let for_files = if is_short { used / FILES_SHARE } else { 0 };
+        over_limit.max(under_floor.min(used)).max(for_files)
     }
 }
 
@@ -81,13 +115,12 @@ mod tests {
 
     fn space(disk: u64, floor: u64) -> Space {
         let dir = tempfile::tempdir().unwrap();
-        Space::new(&Config {
+        let config = Config {
             dir: dir.path().into(),
             disk: Some(Limit::Size(ByteSize(disk))),
             floor: Some(Limit::Size(ByteSize(floor))),
-        })
-        .map(|space| Space { dir: "/".into(), ..space })
-        .unwrap()
+        };
+        Space::new(&config, 0).map(|space| Space { dir: "/".into(), ..space }).unwrap()
     }
 
     #[test]
@@ -118,5 +151,28 @@ mod tests {
         let space = space(1000, u64::MAX / 2);
         assert!(!space.has_room(0, 1));
         assert_eq!(space.excess(500, 0), 500);
+    }
+
+    #[test]
+    fn what_could_never_fit_is_no_reason_to_make_room() {
+        let space = space(1000, 0);
+        assert!(space.could_have_room(1000, 1000));
+        assert!(!space.could_have_room(1000, 1001));
+        let floor = space.free() * 2;
+        let under = Space { floor, ..space };
+        assert!(!under.could_have_room(1000, 1));
+    }
+
+    /// Half of what was free beside it was the limit: a store that had grown to half of the disk was to be
+    /// a quarter of it at the next start.
+    #[test]
+    fn a_store_that_has_grown_keeps_its_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { dir: dir.path().into(), disk: None, floor: None };
+        let (fresh, grown) =
+            (Space::new(&config, 0).unwrap(), Space::new(&config, 2 << 20).unwrap());
+        let more = grown.limit().saturating_sub(fresh.limit());
+        // Others write beside this; what is free moves by less than that, or it is the most.
+        assert!(more > 0 || grown.limit() == DEFAULT_MAX.bytes(), "{fresh:?} {grown:?}");
     }
 }

@@ -91,10 +91,7 @@ impl Tail {
         owed_entries: u64,
     ) -> io::Result<Self> {
         let segments = segment::list(&layout.segments())?;
-        let mut bytes = 0;
-        for number in &segments {
-            bytes += std::fs::metadata(segment::path(&layout.segments(), *number))?.len();
-        }
+        let bytes = segment::bytes_in(&layout.segments())?;
         // Always a new segment: a torn tail of the old one is left to the scan that skips it.
         let last = segments.last().copied().unwrap_or(0);
         // Never one that was used: what the index covers must not lie ahead.
@@ -174,6 +171,11 @@ impl Tail {
         state.committed >= target
     }
 
+    /// Whether the index has what a change says.
+    pub(super) fn has_committed(&self, sequence: u64) -> bool {
+        self.state().committed >= sequence
+    }
+
     /// Ends the committing thread after a last commit.
     pub(super) fn stop(&self) {
         self.state().stopping = true;
@@ -227,6 +229,11 @@ impl Change<'_> {
         self.state.segment = number;
         self.state.offset = 0;
         Ok(())
+    }
+
+    /// Of its last operation: once the index has that, readers see it.
+    pub(super) fn sequence(&self) -> u64 {
+        self.state.sequence
     }
 
     pub(super) fn put(&mut self, key: Vec<u8>, row: Row) {

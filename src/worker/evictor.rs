@@ -39,7 +39,11 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
         if touches_flushed.elapsed() >= TOUCHES_EVERY {
             touches_flushed = Instant::now();
             let store = cache.store().clone();
-            let _ = cache.tasks().blocking("write touches", move || store.flush_touches()).await;
+            let tidy = move || {
+                store.flush_touches();
+                store.clear_stale_readers();
+            };
+            let _ = cache.tasks().blocking("write touches", tidy).await;
         }
         let is_needed = cache.store().excess() > 0 || eviction.waiting() > 0;
         if is_needed {

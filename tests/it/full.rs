@@ -11,7 +11,7 @@ const NO_LIMIT: [&str; 4] = ["--disk", "1GiB", "--disk-floor", "0"];
 #[test]
 fn a_disk_that_fills_in_the_midst_of_a_body_is_not_stored_and_not_an_error() {
     let home = Home::new();
-    let Some(_disk) = TinyDisk::mount(&home.store(), 16) else { return };
+    let Some(_disk) = TinyDisk::mount(&home.store(), "size=16m") else { return };
     let daemon = home.daemon(&NO_LIMIT);
     let (small, large) = (noise(1, 200_000), noise(2, 64 << 20));
     assert_eq!(daemon.put(&cas(&small), &small).status, 201);
@@ -38,7 +38,7 @@ fn a_disk_that_fills_in_the_midst_of_a_body_is_not_stored_and_not_an_error() {
 #[test]
 fn what_comes_from_upstream_onto_a_full_disk_passes_or_is_a_miss() {
     let home = Home::new();
-    let Some(_disk) = TinyDisk::mount(&home.store(), 16) else { return };
+    let Some(_disk) = TinyDisk::mount(&home.store(), "size=16m") else { return };
     let central = CacheServer::start();
     let (small, large) = (noise(4, 20_000), noise(5, 64 << 20));
     central.insert(&cas(&large), &large);
@@ -61,7 +61,7 @@ fn what_comes_from_upstream_onto_a_full_disk_passes_or_is_a_miss() {
 #[test]
 fn a_disk_that_is_full_to_the_last_byte_stops_nobody() {
     let home = Home::new();
-    let Some(_disk) = TinyDisk::mount(&home.store(), 16) else { return };
+    let Some(_disk) = TinyDisk::mount(&home.store(), "size=16m") else { return };
     let daemon = home.daemon(&NO_LIMIT);
     let body = noise(6, 5_000);
     assert_eq!(daemon.put("/kv/before", &body).status, 201);
@@ -87,6 +87,30 @@ fn a_disk_that_is_full_to_the_last_byte_stops_nobody() {
     assert_eq!(daemon.terminate(), Some(0));
     let daemon = home.daemon(&NO_LIMIT);
     assert!(daemon.get("/kv/before").body == body);
+    let report = daemon.control(&serde_json::json!({"op": "verify"}));
+    assert_eq!(report["bad_entries"], 0, "{report}");
+}
+
+/// Bytes were free, so nothing was given up, and nothing that is a file could be stored any more.
+#[test]
+fn a_disk_that_has_no_files_left_makes_room_too() {
+    let home = Home::new();
+    let Some(_disk) = TinyDisk::mount(&home.store(), "size=256m,nr_inodes=500") else { return };
+    let daemon = home.daemon(&NO_LIMIT);
+    let body = |n: u64| noise(n, 70_000);
+    let mut refused = 0;
+    for n in 0..400 {
+        match daemon.put(&cas(&body(n)), &body(n)).status {
+            201 => assert!(daemon.get(&cas(&body(n))).body == body(n), "{n}"),
+            507 => refused += 1,
+            status => panic!("{status}"),
+        }
+    }
+    assert!(refused > 0, "400 files in a disk of 500 beside 270 of the store's own");
+    crate::support::wait_for("room to be made", || {
+        (daemon.put(&cas(&body(1000)), &body(1000)).status < 300).then_some(())
+    });
+    assert!(daemon.get(&cas(&body(1000))).body == body(1000));
     let report = daemon.control(&serde_json::json!({"op": "verify"}));
     assert_eq!(report["bad_entries"], 0, "{report}");
 }

@@ -71,14 +71,15 @@ pub(crate) fn is_root() -> bool {
 pub(crate) struct TinyDisk(std::path::PathBuf);
 
 impl TinyDisk {
-    pub(crate) fn mount(at: &Path, mib: u32) -> Option<Self> {
+    /// `options` say how much it holds, as mount writes them: `size=16m`.
+    pub(crate) fn mount(at: &Path, options: &str) -> Option<Self> {
         if !is_root() {
             return skipped("only root can mount a tiny disk");
         }
         std::fs::create_dir_all(at).expect("the test's own directory can be written");
-        let size = format!("size={mib}m,mode=0700");
+        let options = format!("{options},mode=0700");
         let mut mount = Command::new("mount");
-        let output = mount.args(["-t", "tmpfs", "-o", &size, "larder-test"]).arg(at).output();
+        let output = mount.args(["-t", "tmpfs", "-o", &options, "larder-test"]).arg(at).output();
         match output {
             Ok(output) if output.status.success() => Some(Self(at.to_owned())),
             _ => skipped("a tiny disk cannot be mounted here"),

@@ -14,7 +14,7 @@ const HOURS_S: u32 = 3 * 3600;
 const BEYOND_S: u32 = 600;
 /// What is owed is looked through again after this long.
 const OWED_EVERY_S: u32 = 10;
-/// Owed uploads that are looked through. Whoever owes more gives nothing up.
+/// Owed uploads that are looked through. Whoever owes more gives up nothing but what is old.
 const OWED_MAX: usize = 200_000;
 /// Owed uploads read in one go.
 const OWED_STEP: usize = 10_000;
@@ -62,8 +62,11 @@ impl Needs {
             Level::Day | Level::Hours | Level::Live => u32::MAX,
         };
         let oldest = self.now.saturating_sub(most);
-        let is_owed =
-            || self.owed.as_ref().is_none_or(|owed| owed.may_hold(oldest, touched, digest));
+        let is_owed = || match &self.owed {
+            Some(owed) => owed.may_hold(oldest, touched, digest),
+            // Nobody can tell. At last, only what is young is taken to be.
+            None => level < Level::Last || touched > oldest,
+        };
         self.is_live(touched) || is_owed()
     }
 
@@ -190,7 +193,9 @@ mod tests {
         assert!(!beyond.spare(Level::Last, NOW - 30 * HOUR, &lately), "for an hour is too long");
         assert!(beyond.spare(Level::Live, NOW - 30 * HOUR, &long));
         let unknown = Needs { owed: None, ..needs(None) };
-        assert!(unknown.spare(Level::Last, 0, &plain), "too many are owed to tell");
+        assert!(unknown.spare(Level::Live, 0, &plain), "too many are owed to tell");
+        let at_last = [HOUR, 4 * HOUR].map(|age| unknown.spare(Level::Last, NOW - age, &plain));
+        assert_eq!(at_last, [true, false], "too many must not end caching");
         // The clock was set back: nothing is old.
         let early = Needs { now: NOW - 25 * HOUR, ..needs(None) };
         assert!(early.spare(Level::Day, NOW, &plain));

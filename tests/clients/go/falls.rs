@@ -176,7 +176,7 @@ fn a_disk_that_fills_in_mid_build_is_no_fault_of_the_build() {
     write_module(dir.path(), false);
     let expected = native(&go, dir.path());
     let machine = Machine::new(&go);
-    let Some(_disk) = TinyDisk::mount(&machine.home.store(), 8) else { return };
+    let Some(_disk) = TinyDisk::mount(&machine.home.store(), "size=8m") else { return };
     // The file system says no, and not larder's own limit.
     let daemon = machine.home.daemon(&["--disk", "1GiB", "--disk-floor", "0"]);
     for round in 0..2 {
