@@ -4,7 +4,7 @@
 //! in the store, so that uploads owed to one are not lost when the client that named it is gone, and
 //! so that its entries can be purged by its name. Nobody is refused because there are many.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -18,6 +18,8 @@ use crate::store::Store;
 /// Realms that are remembered because somebody reads them; beyond, those alone that are written. As
 /// many are kept in memory, and beyond those that somebody holds.
 const REALMS_MAX: usize = 4096;
+/// Realms that are remembered at all. Nothing is owed to further ones.
+const WRITTEN_MAX: usize = 64 << 10;
 /// Answers that are looked through before a realm is worked out.
 const USUAL_MAX: usize = 8;
 
@@ -121,11 +123,19 @@ impl Remembered {
 
 /// The realms that a namespace is part of, as far as the store remembers them: of one upstream or
 /// another, trusting others or not. A realm's own number means that one.
-pub fn named(store: &Store, name: &str) -> Vec<RealmId> {
-    let is_meant = |(id, text): &(RealmId, String)| {
-        Remembered::of(text).is_some_and(|seen| seen.namespace == name) || id.to_string() == name
-    };
-    store.realms().into_iter().filter(is_meant).map(|(id, _)| id).collect()
+pub fn named(store: &Store, name: &str) -> HashSet<RealmId> {
+    let mut named = HashSet::new();
+    for (id, text) in store.realms() {
+        let Some(seen) = Remembered::of(&text) else { continue };
+        if seen.namespace == name || id.to_string() == name {
+            named.insert(id);
+        }
+        // What is read of a namespace that is trusted is that one's.
+        if seen.trust.as_deref() == Some(name) {
+            named.insert(RealmId::of(&seen.upstream, name, None));
+        }
+    }
+    named
 }
 
 /// What a client may ask for.
@@ -156,6 +166,8 @@ pub struct Realms {
     usual: RwLock<Vec<(Asked, Arc<Realm>)>>,
     /// How many the store remembers.
     remembered: AtomicUsize,
+    /// It was said that these are too many.
+    is_told: AtomicBool,
     store: Store,
 }
 
@@ -178,7 +190,8 @@ impl Realms {
     pub fn new(upstreams: Vec<Upstream>, of_classes: Vec<String>, store: Store) -> Self {
         let remembered = AtomicUsize::new(store.realms().len());
         let (known, usual) = (RwLock::default(), RwLock::default());
-        Self { upstreams, of_classes, known, usual, remembered, store }
+        let is_told = AtomicBool::default();
+        Self { upstreams, of_classes, known, usual, remembered, is_told, store }
     }
 
     pub fn upstreams(&self) -> &[Upstream] {
@@ -239,7 +252,7 @@ impl Realms {
             return Ok(known);
         }
         let realm = self.insert(realm);
-        for realm in realm.everywhere() {
+        for realm in realm.go_chain() {
             if self.remembered.load(Ordering::Relaxed) < REALMS_MAX {
                 self.remember(realm);
             }
@@ -247,13 +260,24 @@ impl Realms {
         Ok(realm)
     }
 
-    /// Before something is owed to a realm: whoever sends it must find the realm, also after a
-    /// restart, and also if the settings have changed since.
-    pub fn remember(&self, realm: &Realm) {
+    /// Before something is put in a realm: whoever sends what is owed must find the realm, also after a
+    /// restart, and also if the settings have changed since. False: there are too many.
+    pub fn remember(&self, realm: &Realm) -> bool {
         if realm.is_remembered.load(Ordering::Relaxed) {
-            return;
+            return true;
         }
         if self.store.realm(realm.id).is_none() {
+            let before = self.remembered.fetch_add(1, Ordering::Relaxed);
+            if before >= WRITTEN_MAX {
+                self.remembered.fetch_sub(1, Ordering::Relaxed);
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "{WRITTEN_MAX} namespaces were put in here: what is put in further ones is \
+                         not uploaded; use another --store"
+                    );
+                }
+                return false;
+            }
             let remembered = Remembered {
                 upstream: realm.upstream.as_ref().map(|u| u.url.to_string()).unwrap_or_default(),
                 namespace: realm.namespace.to_string(),
@@ -263,11 +287,12 @@ impl Realms {
             if let Err(error) = self.store.register_realm(realm.id, &text) {
                 // Uploads of this realm may be forgotten by a restart; nothing else depends on it.
                 tracing::warn!(%error, "cannot remember a realm");
-                return;
+                self.remembered.fetch_sub(1, Ordering::Relaxed);
+                return true;
             }
-            self.remembered.fetch_add(1, Ordering::Relaxed);
         }
         realm.is_remembered.store(true, Ordering::Relaxed);
+        true
     }
 
     /// An upstream that is asked for but not configured makes a realm of its own, without one.
@@ -378,7 +403,7 @@ mod tests {
         all.remember(&resolve(&all, REALMS_MAX + 9));
         all.remember(&resolve(&all, REALMS_MAX + 9));
         assert_eq!(store.realms().len(), REALMS_MAX + 1);
-        assert_eq!(named(&store, &format!("pr/{}", REALMS_MAX + 9)), [written]);
+        assert_eq!(named(&store, &format!("pr/{}", REALMS_MAX + 9)), HashSet::from([written]));
         let again = realms(&store);
         assert!(again.by_id(read).is_none());
         assert!(again.by_id(written).is_some(), "what is owed to it would stay");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{FAILED, Failure, LEFT, Outcome, client_of, duration_of, link, out, stats as words};
 use crate::config::ClientConfig;
 use crate::store::index::Index;
-use crate::store::layout::{Layout, is_in_use};
+use crate::store::layout::{self, Layout, is_in_use};
 use crate::tasks;
 use crate::units::{ByteSize, Clock, show_count};
 
@@ -38,7 +38,8 @@ pub(super) fn stats(matches: &ArgMatches) -> Outcome {
 pub(super) fn stop(matches: &ArgMatches) -> Outcome {
     let (_, config) = client_of(matches)?;
     let reply = link::ask(&config, "stop")?;
-    let is_over = reply["store"].as_str().is_none_or(|store| wait_until_free(Path::new(store)));
+    let pid = reply["pid"].as_u64().unwrap_or(0);
+    let is_over = reply["store"].as_str().is_none_or(|store| has_let_go(Path::new(store), pid));
     if matches.get_flag("json") {
         out::print_json(&reply);
     } else if is_over {
@@ -49,10 +50,10 @@ pub(super) fn stop(matches: &ArgMatches) -> Outcome {
     Ok(if is_over { 0 } else { LEFT })
 }
 
-/// Whether the daemon has let go of its store, so that the next one can have it.
-fn wait_until_free(store: &Path) -> bool {
+/// Whether the daemon has let go of its store, so that the next one can have it, or has it already.
+fn has_let_go(store: &Path, pid: u64) -> bool {
     let clock = Clock::system();
-    while is_in_use(store) {
+    while is_in_use(store) && layout::holder(store).map(u64::from) == Some(pid) {
         if clock.elapsed() > END_WITHIN {
             return false;
         }
@@ -141,7 +142,7 @@ fn flush_without(config: &ClientConfig, within: Duration) -> Result<Value, Failu
     if owed == Some(0) {
         return Ok(json!({ "left_entries": 0, "left_bytes": 0, "why": null }));
     }
-    match link::ensure(config) {
+    match link::ensure(config, link::START_PATIENCE) {
         Ok(_) => flush_by_daemon(config, within),
         Err(problem) => Err(Failure::new(LEFT, format!("uploads may be owed: {problem}"))),
     }

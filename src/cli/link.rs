@@ -13,8 +13,8 @@ use crate::config::{ClientConfig, Daemon};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A build does not wait longer for a daemon that may hang.
 pub(super) const BUILD_PATIENCE: Duration = Duration::from_secs(3);
-/// A daemon that opens a large store after a crash may take its time.
-const START_WITHIN: Duration = Duration::from_secs(10);
+/// A daemon that opens a large store after a crash, or waits for one that is ending, may take its time.
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the daemon is.
 pub(super) fn address(config: &ClientConfig) -> Address {
@@ -45,15 +45,16 @@ pub(super) fn starting(config: &ClientConfig) -> Option<StartDaemon> {
     })
 }
 
-/// Starts a daemon if none runs; says why there is none in the end. What one says that ran before.
-pub(super) fn ensure(config: &ClientConfig) -> Result<Option<Value>, String> {
+/// Starts a daemon if none runs, which may take so long; says why there is none in the end. What one says
+/// that ran before.
+pub(super) fn ensure(config: &ClientConfig, within: Duration) -> Result<Option<Value>, String> {
     match ask_within(config, "stats", BUILD_PATIENCE) {
         Ok(status) => return Ok(Some(status)),
         Err(failure) if is_free(config, &failure) => {}
         Err(failure) => return Err(failure.problem),
     }
     match starting(config) {
-        Some(settings) => client::start_daemon(&settings, START_WITHIN)
+        Some(settings) => client::start_daemon(&settings, within)
             .map(|()| None)
             .map_err(|error| error.to_string()),
         None => {

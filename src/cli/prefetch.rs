@@ -26,7 +26,8 @@ pub(super) fn prefetch(matches: &ArgMatches) -> Outcome {
     let identity = identity(&sources, &config)?;
     let is_awaited = matches.get_flag("wait");
     let request = request(&sources, &config, &identity, is_awaited.then_some(within));
-    link::ensure(&config).map_err(|problem| Failure::new(NO_DAEMON, problem))?;
+    link::ensure(&config, link::START_PATIENCE)
+        .map_err(|problem| Failure::new(NO_DAEMON, problem))?;
     let mut progress = out::Progress::new();
     let patience = if is_awaited { within } else { Duration::ZERO };
     let patience = patience.saturating_add(ANSWER_WITHIN);

@@ -42,7 +42,7 @@ pub(super) fn run(matches: &ArgMatches) -> Outcome {
     let clock = Clock::system();
     let session = format!("run-{}-{:x}", std::process::id(), clock.now().0);
     let mut command = command_of(matches, &config, &session);
-    match link::ensure(&config) {
+    match link::ensure(&config, link::BUILD_PATIENCE) {
         Err(problem) => {
             out::say(&format!("{problem}; the command runs with what this machine has"));
         }

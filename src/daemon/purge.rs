@@ -63,12 +63,20 @@ mod tests {
         };
         put("pr/17", None, "alone");
         put("pr/17", Some("main"), "trusting");
-        put("pr/18", Some("main"), "next");
+        put("pr/18", Some("release"), "next");
         let main = put("main", None, "main's");
         let realm = |name: &str| json!({ "realm": name });
         assert_eq!(purge(&store, &realm("pr/17")), Ok(2));
         assert_eq!(purge(&store, &realm("pr/17")), Ok(0));
         assert_eq!(purge(&store, &realm(&main.to_string())), Ok(1), "by its number");
+        // What was read of a namespace that is only trusted is kept as its own.
+        let trusted = RealmId::of("", "release", None);
+        let mut staged = store.stage();
+        staged.write(b"body").unwrap();
+        let body = staged.finish();
+        let meta = Meta::new(body.digest, body.size, clock.now(), Class::Other);
+        store.put(&Key::opaque(trusted, "read").unwrap(), body, &meta, None).unwrap();
+        assert_eq!(purge(&store, &realm("release")), Ok(1));
         assert!(purge(&store, &realm("../pr")).unwrap_err().contains("is not a namespace"));
         assert_eq!(purge(&store, &json!({})), Ok(1));
         store.close();

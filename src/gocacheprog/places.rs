@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use crate::entry::{Digest, RealmId};
 use crate::gocacheprog::HelperConfig;
 use crate::store::file::{Finished, own_number};
-use crate::store::layout::Layout;
+use crate::store::layout::{self, Layout};
 use crate::store::reader::Reader;
 use crate::units::{Clock, Timestamp};
 use crate::wire::go::Welcome;
@@ -167,8 +167,7 @@ pub(super) fn pid_namespace(process: &str) -> String {
 
 /// Whether the process that holds the store's lock is one that we can see.
 fn holder_is_near(layout: &Layout) -> bool {
-    let holder = std::fs::read_to_string(layout.dir.join("lock")).unwrap_or_default();
-    let Ok(pid) = holder.trim().parse::<u32>() else { return false };
+    let Some(pid) = layout::holder(&layout.dir) else { return false };
     let ours = pid_namespace("self");
     !ours.is_empty() && pid_namespace(&pid.to_string()) == ours
 }

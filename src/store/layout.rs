@@ -265,6 +265,12 @@ pub fn is_in_use(dir: &Path) -> bool {
     File::open(dir.join("lock")).is_ok_and(|file| rustix::fs::flock(&file, how).is_err())
 }
 
+/// The process that holds the store in this directory, or was the last one that did.
+pub fn holder(dir: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(dir.join("lock")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
 /// This boot of the machine, as a number that another boot does not share.
 pub fn boot() -> u64 {
     let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
