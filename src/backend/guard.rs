@@ -174,9 +174,9 @@ impl Guard {
     async fn guarded_put(&self, name: &Name, body: Upload) -> Result<(), BackendError> {
         let (mut leave, _seat) = self.enter(Asks::Put).await?;
         self.shared.upstream.puts.inc();
-        let rest = self.shared.config.put_answer;
+        let (len, rest) = (body.len, self.shared.config.put_answer);
         let sending = Sending::new();
-        let end = sending.end(body.len, self.shared.config.floor_bytes_per_s, rest);
+        let end = sending.end(len, self.shared.config.floor_bytes_per_s, rest);
         let putting = self.inner.put(name, sending.watch(body, &self.shared.upstream));
         let answer = sending.answer(putting, rest, end, || leave.prove()).await;
         let answer = answer.unwrap_or_else(|| Err(deadline("answer to an upload", rest)));
@@ -195,7 +195,7 @@ impl Guard {
                     // A full disk, a name that is a directory: it may serve what it cannot store.
                     BackendError::Status(_) => true,
                     // What went on to its end was the link's pace.
-                    BackendError::Deadline { .. } => sending.is_moving(rest),
+                    BackendError::Deadline { .. } => sending.is_moving(len, rest),
                     _ => false,
                 };
                 Err(if says_little {

@@ -185,7 +185,9 @@ impl Cache {
             }
             Decision::Wait { most_ms } | Decision::Ask { most_ms } => {
                 let most = Duration::from_millis(most_ms);
-                if matches!(known, Known::Coming { .. }) {
+                if let (Known::Coming { .. }, Some(forecast)) = (&known, &session.forecast) {
+                    // Once written down it is on the list no more.
+                    forecast.overtaking.name(*action);
                     self.inner.forecasts.name(*action);
                 }
                 self.ask_chain_as(realm, action, most, (&known).into()).await

@@ -3,8 +3,7 @@
 //! Its faults name the place, never the secret. Comparing tokens with what a client presents is the
 //! frontend's.
 
-use std::fs::Metadata;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Secrets;
@@ -40,9 +39,10 @@ pub(super) fn read(reading: &mut Reading<'_>, secrets: Secrets) -> (Vec<Token>, 
 
 fn open(reading: &mut Reading<'_>, path: &Path) -> Option<Vec<u8>> {
     let place = reading.origin("tokens");
+    let us = rustix::process::geteuid().as_raw();
     match file::bytes_of(path) {
-        Ok((_, meta)) if is_for_others(&meta) => {
-            let mode = meta.permissions().mode() & 0o777;
+        Ok((_, meta)) if is_for_others(meta.uid(), meta.mode(), us) => {
+            let mode = meta.mode() & 0o777;
             let problem = format!(
                 "{} has mode {mode:04o}, so that others can use it: run `chmod 600` on it",
                 path.display()
@@ -60,9 +60,8 @@ fn open(reading: &mut Reading<'_>, path: &Path) -> Option<Vec<u8>> {
 
 /// A group may read what belongs to somebody else: as one of that group, we read it. Kubernetes hands
 /// secrets to programs that are not root in that way.
-fn is_for_others(meta: &Metadata) -> bool {
-    let is_ours = meta.uid() == rustix::process::geteuid().as_raw();
-    meta.permissions().mode() & if is_ours { 0o077 } else { 0o037 } != 0
+const fn is_for_others(owner: u32, mode: u32, us: u32) -> bool {
+    mode & if owner == us { 0o077 } else { 0o037 } != 0
 }
 
 fn one(reading: &mut Reading<'_>, section: &Section, others: &[Token]) -> Option<Token> {
@@ -105,4 +104,24 @@ fn one(reading: &mut Reading<'_>, section: &Section, others: &[Token]) -> Option
         trust,
         write: write.unwrap_or(false),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_for_others;
+
+    #[test]
+    fn a_group_may_read_a_secret_that_is_somebody_elses_and_do_no_more() {
+        for (owner, mode, is_open) in [
+            (7, 0o100_600, false),
+            (7, 0o100_640, true),
+            (7, 0o100_604, true),
+            (0, 0o100_440, false),
+            (0, 0o100_640, false),
+            (0, 0o100_660, true),
+            (0, 0o100_444, true),
+        ] {
+            assert_eq!(is_for_others(owner, mode, 7), is_open, "{owner} {mode:o}");
+        }
+    }
 }

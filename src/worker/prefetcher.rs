@@ -44,9 +44,10 @@ const STREAMS_MIN: usize = 4;
 const AHEAD_MS: f64 = 400.0;
 /// How often it is looked whether anybody still wants what nothing is known of.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Where upstream could not say what it has, it is asked again so much later, and then ever later.
+/// Where upstream could not say what it has, it is asked again so much later, and then ever later: for
+/// two minutes, as one that refuses for good is asked in vain.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
-const AGAIN_MOST: Duration = Duration::from_secs(30);
+const AGAIN_MOST: Duration = Duration::from_secs(64);
 /// How long room is waited for that is being made, and how often it is looked for.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 const ROOM_LOOK: Duration = Duration::from_millis(20);
@@ -95,11 +96,11 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>, turns: Arc<Turns>) {
             return;
         }
         // One bad moment at its start does not cost a build all that is known of it.
-        if forecast.was_refused.load(Ordering::Relaxed) {
+        if forecast.was_refused.load(Ordering::Relaxed) && pause <= AGAIN_MOST {
             if !is_wanted_after(&forecast, pause, &mut shutdown).await {
                 return;
             }
-            pause = (pause * 2).min(AGAIN_MOST);
+            pause *= 2;
             forecast.try_again();
             continue;
         }
@@ -113,8 +114,16 @@ async fn follow(cache: Cache, forecast: Arc<Forecast>, turns: Arc<Turns>) {
 
 /// Whether somebody wants it still when so much time has passed.
 async fn is_wanted_after(forecast: &Forecast, pause: Duration, shutdown: &mut Shutdown) -> bool {
+    // Parents that are named only now are worth a look at once.
+    let is_named = async {
+        if forecast.has_parents() {
+            sleep(pause).await;
+        } else {
+            drop(forecast.parents(pause, true).await);
+        }
+    };
     tokio::select! {
-        () = sleep(pause) => forecast.is_wanted(),
+        () = is_named => forecast.is_wanted(),
         () = shutdown.wait() => false,
     }
 }

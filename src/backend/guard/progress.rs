@@ -108,6 +108,8 @@ impl Sending {
         let (sending, upstream) = (self.clone(), upstream.clone());
         let open = move || -> Chunks {
             let (sending, upstream) = (sending.clone(), upstream.clone());
+            // Once more from its beginning.
+            sending.taken.store(0, Ordering::Relaxed);
             let mut pieces = (body.open)();
             Box::pin(futures_util::stream::poll_fn(move |cx| {
                 let polled = pieces.poll_next_unpin(cx);
@@ -163,9 +165,9 @@ impl Sending {
         self.is_ours.load(Ordering::Relaxed)
     }
 
-    /// Whether upstream, which has not answered, took something within `rest`.
-    pub(super) fn is_moving(&self, rest: Duration) -> bool {
-        self.due(rest) > Instant::now()
+    /// Whether upstream, which has not answered, takes what is left of a body of `len` bytes.
+    pub(super) fn is_moving(&self, len: u64, rest: Duration) -> bool {
+        self.taken.load(Ordering::Relaxed) < len && self.due(rest) > Instant::now()
     }
 
     /// When upstream must have moved again, or answered, if it may rest for `rest`.
@@ -220,5 +222,16 @@ mod tests {
                 .collect();
             assert_eq!(result.is_ok(), passes, "{what}");
         }
+    }
+
+    /// Who had taken a small body and never answered was said to be moving still.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_was_taken_whole_moves_no_more() {
+        let (sending, rest) = (Sending::new(), Duration::from_secs(10));
+        let body = sending.watch(Upload::bytes("body".into()), &Arc::default());
+        let mut pieces = (body.open)();
+        assert!(sending.is_moving(4, rest));
+        while pieces.next().await.is_some() {}
+        assert!(!sending.is_moving(4, rest));
     }
 }
