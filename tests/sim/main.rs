@@ -11,6 +11,8 @@ mod builds;
 mod link;
 mod world;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use world::World;
 
 /// Seeds in a plain `cargo test`.
@@ -34,10 +36,19 @@ fn simulate(seed: u64) -> Vec<String> {
 fn whatever_links_do_nothing_false_is_read_nothing_is_lost_and_no_put_waits() {
     let first = number("LARDER_SEED", SEED);
     let count = number("LARDER_SIMS", SIMS);
-    let mut lines = 0;
-    for seed in first..first + count {
-        lines += simulate(seed).len();
-    }
+    let next = AtomicU64::new(first);
+    let some = || {
+        let seeds = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        seeds
+            .take_while(|seed| *seed < first + count)
+            .map(|seed| simulate(seed).len())
+            .sum::<usize>()
+    };
+    let lines: usize = std::thread::scope(|scope| {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads: Vec<_> = (0..processors).map(|_| scope.spawn(some)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
     eprintln!("seeds {first} to {}: {lines} things happened", first + count - 1);
 }
 
