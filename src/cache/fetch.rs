@@ -96,7 +96,7 @@ impl Cache {
             tracing::warn!(%name, "upstream: a body over the limit was not taken");
             return End::Failed(Why::Policy);
         }
-        if !self.has_room_now(fetched.len.unwrap_or(0)) {
+        if !self.has_room_now(fetched.len.unwrap_or(0), 0) {
             return self.hold(fetched, name, key).await;
         }
         let announced = fetched.len;

@@ -1,7 +1,11 @@
 //! What this machine has: memory, then disk.
 
+use std::fs::File;
+
+use bytes::Bytes;
+
 use crate::cache::{Cache, READ_HERE_MAX, memory};
-use crate::entry::{Blob, Body, Found, Hasher, Key};
+use crate::entry::{Blob, Body, Digest, Found, Key, Meta};
 use crate::store::Stored;
 use crate::store::file::FileSource;
 use crate::store::record::Row;
@@ -34,16 +38,19 @@ impl Cache {
             let (store, key, row) = (self.inner.store.clone(), key.clone(), *row);
             // With the room for it, which is taken though the client has gone.
             move || {
-                let stored = store.load(&key, &row)?;
-                if room.is_none() {
-                    return Some((stored, room));
+                let (meta, file) = match store.load(&key, &row)? {
+                    Stored::File(meta, file) if room.is_some() => (meta, file),
+                    stored => return Some((stored, room)),
+                };
+                let bytes = read_whole(&meta, &file)?;
+                if Digest::of(&bytes) == meta.digest {
+                    return Some((Stored::Bytes(meta, bytes), room));
                 }
-                let whole = read_whole(stored)?;
-                if whole.is_none() {
-                    // Nobody seems to have touched it: a put must not be told that it is there.
-                    store.disown(&key, &row);
-                }
-                Some((whole?, room))
+                // The file was vouched for by its stamp; what goes into memory is served for long, so it
+                // is looked at once more. Nobody seems to have touched it: a put must not be told that
+                // it is there.
+                store.disown(&key, &row, &file);
+                None
             }
         };
         let stored = if row.size <= READ_HERE_MAX {
@@ -75,16 +82,10 @@ impl Cache {
     }
 }
 
-/// A small file's bytes, so that the memory tier can keep them. None: it cannot be read. None within:
-/// it is not what it should be.
-fn read_whole(stored: Stored) -> Option<Option<Stored>> {
+/// A small file's bytes, so that the memory tier can keep them.
+fn read_whole(meta: &Meta, file: &File) -> Option<Bytes> {
     use std::os::unix::fs::FileExt;
-    let Stored::File(meta, file) = stored else { return Some(Some(stored)) };
     let mut bytes = vec![0; usize::try_from(meta.size).ok()?];
     file.read_exact_at(&mut bytes, 0).ok()?;
-    let mut hasher = Hasher::default();
-    hasher.update(&bytes);
-    // The file was vouched for by its stamp; what goes into memory is served for long, so it is
-    // looked at once more.
-    Some((hasher.finish() == meta.digest).then(|| Stored::Bytes(meta, bytes.into())))
+    Some(bytes.into())
 }

@@ -139,11 +139,14 @@ impl Cache {
     }
 
     /// The same for what somebody puts or asks for now: room is made for it, whatever must go.
-    pub(super) fn has_room_now(&self, size: u64) -> bool {
-        if !self.inner.store.has_room(size) {
+    /// Of it, `placed` bytes lie in a file already.
+    pub(super) fn has_room_now(&self, size: u64, placed: u64) -> bool {
+        let has = self.inner.store.has_room_beside(size, placed);
+        if !has {
             self.inner.store.wish(size);
+            self.inner.room.notify_one();
         }
-        self.has_room(size)
+        has
     }
 
     pub(super) fn want_room(&self) {
@@ -251,7 +254,7 @@ enum To {
 impl<'a> Writer<'a> {
     fn new(cache: &'a Cache, announced: Option<u64>) -> Self {
         let size = announced.unwrap_or(0);
-        let to = if cache.has_room_now(size) {
+        let to = if cache.has_room_now(size, 0) {
             To::Store(cache.inner.store.stage_of(size))
         } else {
             To::Nowhere(StoreError::Full, Hasher::default())
@@ -262,14 +265,17 @@ impl<'a> Writer<'a> {
     async fn write(&mut self, pieces: Vec<Bytes>) {
         let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         self.to = match std::mem::replace(&mut self.to, To::Lost) {
-            To::Store(staged) if self.cache.has_room_now(staged.len() + more) => {
-                self.store(staged, pieces, more).await
-            }
+            To::Store(staged) if self.fits(&staged, more) => self.store(staged, pieces, more).await,
             // A body that did not say its length has outgrown the disk: its file goes at once.
             To::Store(staged) => nowhere(StoreError::Full, staged.into_hasher(), &pieces),
             To::Nowhere(fault, hasher) => nowhere(fault, hasher, &pieces),
             To::Lost => To::Lost,
         };
+    }
+
+    fn fits(&self, staged: &Staged, more: u64) -> bool {
+        let placed = if staged.file().is_some() { staged.len() } else { 0 };
+        self.cache.has_room_now(staged.len() + more, placed)
     }
 
     async fn store(&self, mut staged: Staged, pieces: Vec<Bytes>, more: u64) -> To {

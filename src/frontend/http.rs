@@ -128,7 +128,7 @@ impl Frontend {
             && !guest.is_trusted
             && guest.realm.writes_to().is_some();
         // Its places are given back when it is kept.
-        let mut places = Vec::new();
+        let mut places = None;
         if believed {
             let value = match collect(body, &self.inner.gathering, &mut places).await {
                 Ok(value) => value,
@@ -153,7 +153,7 @@ impl Frontend {
 async fn collect<'a>(
     body: Incoming,
     room: &'a Semaphore,
-    places: &mut Vec<SemaphorePermit<'a>>,
+    places: &mut Option<SemaphorePermit<'a>>,
 ) -> Result<Bytes, PutError> {
     let too_large = || PutError::TooLarge { limit: ACTION_MAX };
     if body.len.is_some_and(|len| len > ACTION_MAX) {
@@ -170,12 +170,15 @@ async fn collect<'a>(
         // What finds no room is read all the same, so that its sender can go on.
         match room.try_acquire_many(u32::try_from(chunk.len()).unwrap_or(u32::MAX)) {
             Ok(place) if !is_full => {
-                places.push(place);
+                match places {
+                    Some(places) => places.merge(place),
+                    None => *places = Some(place),
+                }
                 bytes.extend_from_slice(&chunk);
             }
             _ => {
                 (bytes, is_full) = (Vec::new(), true);
-                places.clear();
+                *places = None;
             }
         }
     }
@@ -209,10 +212,10 @@ mod tests {
     async fn actions_that_are_gathered_share_a_limit_and_give_it_back() {
         let room = Semaphore::new(10);
         let body = |len| Incoming::bytes(vec![7; len].into());
-        let mut places = Vec::new();
+        let mut places = None;
         assert_eq!(collect(body(7), &room, &mut places).await.unwrap().len(), 7);
         assert_eq!(room.available_permits(), 3);
-        let mut others = Vec::new();
+        let mut others = None;
         let refused = collect(body(4), &room, &mut others).await.unwrap_err();
         assert!(matches!(refused, PutError::NotStored(StoreError::Full)), "{refused}");
         assert_eq!(collect(body(3), &room, &mut others).await.unwrap().len(), 3);

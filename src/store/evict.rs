@@ -23,6 +23,8 @@ use segments::{Coldest, Judged};
 
 /// Longer than a helper takes to report what it used.
 pub const GRACE_S: u32 = 15;
+/// What is about to go waits so long for a commit that says so.
+const UNSEEN_S: u32 = 60;
 /// For so long room is made for what somebody has put or asked for. What a build uses gives none.
 const WISH_S: u64 = 60;
 /// Go may read a path that it was given for a day.
@@ -123,12 +125,19 @@ impl Store {
         let now = self.inner.clock.now().seconds();
         let is_old = || now > self.inner.wished.load(Ordering::Relaxed);
         if wished > 0
-            && (is_old() || space.has_room(used, wished) || !space.could_have_room(used, wished))
+            && (is_old() || space.has_room(used, wished, 0) || !space.could_have_room(used, wished))
         {
             // A larger one that has come meanwhile stays.
             let _ = wish.compare_exchange(wished, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
-        self.inner.space.excess(used, wish.load(Ordering::Relaxed))
+        let in_files = self.inner.tail.file_bytes.load(Ordering::Relaxed);
+        space.excess(used, in_files, wish.load(Ordering::Relaxed))
+    }
+
+    /// Whether nothing but files must go: the bytes would be there.
+    fn wants_files_alone(&self) -> bool {
+        let wish = self.inner.wish.load(Ordering::Relaxed);
+        self.inner.space.excess(self.used_bytes(), 0, wish) == 0
     }
 
     /// Room for so many bytes is wanted, and there is none. For more than half of all, none is made.
@@ -165,7 +174,8 @@ impl Store {
         let files = self.inner.tail.file_bytes.load(Ordering::Relaxed);
         let segments = self.used_bytes().saturating_sub(files);
         // Whichever holds more gives first; the other follows if that yields nothing.
-        let by_segment = segments > files;
+        let files_alone = self.wants_files_alone();
+        let by_segment = segments > files && !files_alone;
         let needs = self.needs(eviction);
         let mut coldest =
             if by_segment { Some(self.coldest_segment(eviction, &needs)) } else { None };
@@ -173,6 +183,9 @@ impl Store {
             let tries = if level == Level::Last { SAMPLES_AT_LAST } else { 1 };
             if !by_segment && self.condemn_files(eviction, (&needs, level), tries, excess, done) {
                 return State::Well;
+            }
+            if files_alone {
+                continue;
             }
             let coldest = coldest.get_or_insert_with(|| self.coldest_segment(eviction, &needs));
             if let Coldest::At(at, number) = *coldest
@@ -207,8 +220,12 @@ impl Store {
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
         eviction.condemned.retain(|key, victim| {
-            // Helpers see what the index has, and hand out what that does not say is about to go.
-            if live_since.is_some() && !self.inner.tail.has_committed(victim.sequence) {
+            // Helpers see what the index has, and hand out what that does not say is about to go. But an
+            // index that cannot be written for want of room must not keep room from being made.
+            if live_since.is_some()
+                && !self.inner.tail.has_committed(victim.sequence)
+                && now.saturating_sub(victim.since) < UNSEEN_S
+            {
                 victim.seen = now;
             }
             if now.saturating_sub(victim.seen) < GRACE_S {

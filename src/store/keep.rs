@@ -41,7 +41,12 @@ impl Store {
 
     /// Whether `size` more bytes may be stored.
     pub fn has_room(&self, size: u64) -> bool {
-        self.inner.space.has_room(self.used_bytes(), size)
+        self.has_room_beside(size, 0)
+    }
+
+    /// The same of a body of which so many bytes lie in a file already.
+    pub fn has_room_beside(&self, size: u64, placed: u64) -> bool {
+        self.inner.space.has_room(self.used_bytes(), size, placed)
     }
 
     /// Whether not even what is small may be stored.
@@ -95,7 +100,8 @@ impl Store {
             }
             return Ok(Put::Known);
         }
-        if !self.has_room(body.size) {
+        let placed = if body.inline().is_some() { 0 } else { body.size };
+        if !self.has_room_beside(body.size, placed) {
             return Err(StoreError::Full);
         }
         if let Some(bytes) = body.inline() {

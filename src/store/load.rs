@@ -237,8 +237,8 @@ impl Store {
     }
 
     /// What was read of an entry's file is not what it should be, though its stamp says that nobody has
-    /// touched it. It goes, unless it has been put anew.
-    pub fn disown(&self, key: &Key, row: &Row) {
+    /// touched it. It goes, unless another one is in its place by now.
+    pub fn disown(&self, key: &Key, row: &Row, file: &File) {
         let (content, body) = match row.place {
             Place::Elsewhere => match self.content_of(row) {
                 Some(found) => found,
@@ -246,7 +246,11 @@ impl Store {
             },
             Place::Inline | Place::File => (key.clone(), *row),
         };
-        if body.place == Place::File && self.remove_judged(&content, &body, Some(body.stamp)) {
+        let judged = file.metadata().map(|meta| layout::stamp(&meta, self.inner.boot)).ok();
+        if body.place == Place::File
+            && judged.is_some()
+            && self.remove_judged(&content, &body, judged)
+        {
             self.damaged(&content);
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::store::segment::SEGMENT_MAX;
+use crate::store::segment::{INLINE_BODY_MAX, SEGMENT_MAX};
 use crate::store::{Config, Limit};
 use crate::units::{ByteSize, Percent};
 
@@ -15,7 +15,7 @@ const FLOOR_SHARE: Percent = Percent(5);
 
 /// Files that the file system must be able to hold besides; of one that holds few, a share of all.
 const FILES_MIN: u64 = 256;
-/// That share, and the one of the store that goes at a time where few are left.
+/// That share, and the one of the store's files that goes at a time where few are left.
 const FILES_SHARE: u64 = 20;
 
 /// Shorter segments would be too many files.
@@ -48,6 +48,11 @@ fn file_system(dir: &PathBuf) -> io::Result<FileSystem> {
     })
 }
 
+const fn default_limit(free: u64, own: u64) -> u64 {
+    let (half, most) = (free.saturating_add(own) / 2, DEFAULT_MAX.bytes());
+    if half < most { half } else { most }
+}
+
 impl Space {
     /// `own`: what the store holds already. Of a limit that nobody set that is a part, or a store would
     /// give up half of itself at each start.
@@ -57,8 +62,7 @@ impl Space {
             Limit::Size(bytes) => bytes.bytes(),
             Limit::Share(share) => share.of(size),
         };
-        let half = free.saturating_add(own) / 2;
-        let limit = config.disk.map_or_else(|| half.min(DEFAULT_MAX.bytes()), resolve);
+        let limit = config.disk.map_or_else(|| default_limit(free, own), resolve);
         let floor =
             config.floor.map_or_else(|| FLOOR_SHARE.of(size).min(FLOOR_MAX.bytes()), resolve);
         Ok(Self { dir: config.dir.clone(), limit, floor })
@@ -78,11 +82,13 @@ impl Space {
         file_system(&self.dir).map_or(0, |now| now.free)
     }
 
-    /// Whether `more` bytes fit, with `used` bytes in the store. Small ones always ask for a page.
-    pub fn has_room(&self, used: u64, more: u64) -> bool {
+    /// Whether `more` bytes fit, with `used` bytes in the store. Of those, `placed` ones lie in the file
+    /// system already.
+    pub fn has_room(&self, used: u64, more: u64, placed: u64) -> bool {
         used.saturating_add(more) <= self.limit
             && file_system(&self.dir).is_ok_and(|now| {
-                now.free >= self.floor.saturating_add(more) && now.files >= now.files_min
+                let has_files = more <= INLINE_BODY_MAX as u64 || now.files >= now.files_min;
+                has_files && now.free.saturating_add(placed) >= self.floor.saturating_add(more)
             })
     }
 
@@ -93,8 +99,9 @@ impl Space {
     }
 
     /// Bytes to give up so that new entries find room again: a twentieth of the limit is kept free,
-    /// and the floor; and so that `wish` more bytes find room.
-    pub fn excess(&self, used: u64, wish: u64) -> u64 {
+    /// and the floor; and so that `wish` more bytes find room. Where files run out, a part of what
+    /// is `in_files`.
+    pub fn excess(&self, used: u64, in_files: u64, wish: u64) -> u64 {
         let high = self.limit - self.limit / 20;
         let over_limit = if used > high { used - (self.limit - self.limit / 10) } else { 0 };
         let over_limit = over_limit.max(used.saturating_add(wish).saturating_sub(self.limit));
@@ -104,7 +111,7 @@ impl Space {
         let under_floor = wanted.saturating_sub(free);
         // Before there are too few.
         let is_short = now.is_some_and(|now| now.files < 2 * now.files_min);
-        let for_files = if is_short { used / FILES_SHARE } else { 0 };
+        let for_files = if is_short { in_files / FILES_SHARE } else { 0 };
         over_limit.max(under_floor.min(used)).max(for_files)
     }
 }
@@ -126,31 +133,31 @@ mod tests {
     #[test]
     fn the_limit_is_never_passed() {
         let space = space(1000, 0);
-        assert!(space.has_room(900, 100));
-        assert!(!space.has_room(900, 101));
-        assert!(!space.has_room(u64::MAX, 1));
+        assert!(space.has_room(900, 100, 0));
+        assert!(!space.has_room(900, 101, 100));
+        assert!(!space.has_room(u64::MAX, 1, 0));
     }
 
     #[test]
     fn eviction_begins_before_the_limit_and_makes_room() {
         let space = space(1000, 0);
-        assert_eq!(space.excess(950, 0), 0);
-        assert_eq!(space.excess(951, 0), 51);
+        assert_eq!(space.excess(950, 0, 0), 0);
+        assert_eq!(space.excess(951, 0, 0), 51);
     }
 
     #[test]
     fn room_is_made_for_what_is_larger_than_what_is_kept_free() {
         let space = space(1000, 0);
-        assert_eq!(space.excess(900, 100), 0);
-        assert_eq!(space.excess(900, 130), 30);
-        assert_eq!(space.excess(951, 52), 51);
+        assert_eq!(space.excess(900, 0, 100), 0);
+        assert_eq!(space.excess(900, 0, 130), 30);
+        assert_eq!(space.excess(951, 0, 52), 51);
     }
 
     #[test]
     fn the_floor_of_free_space_is_left_alone() {
         let space = space(1000, u64::MAX / 2);
-        assert!(!space.has_room(0, 1));
-        assert_eq!(space.excess(500, 0), 500);
+        assert!(!space.has_room(0, 1, 0));
+        assert_eq!(space.excess(500, 0, 0), 500);
     }
 
     #[test]
@@ -167,12 +174,20 @@ mod tests {
     /// a quarter of it at the next start.
     #[test]
     fn a_store_that_has_grown_keeps_its_limit() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config { dir: dir.path().into(), disk: None, floor: None };
-        let (fresh, grown) =
-            (Space::new(&config, 0).unwrap(), Space::new(&config, 2 << 20).unwrap());
-        let more = grown.limit().saturating_sub(fresh.limit());
-        // Others write beside this; what is free moves by less than that, or it is the most.
-        assert!(more > 0 || grown.limit() == DEFAULT_MAX.bytes(), "{fresh:?} {grown:?}");
+        let gib = |n| ByteSize::gib(n).bytes();
+        assert_eq!(default_limit(gib(60), 0), gib(30));
+        assert_eq!(default_limit(gib(32), gib(28)), gib(30));
+        assert_eq!(default_limit(gib(500), 0), gib(50));
+    }
+
+    /// A body in a file of its own was asked room for once more.
+    #[test]
+    fn what_lies_on_the_disk_already_needs_no_free_space() {
+        let floor = space(1 << 40, 0).free() - (1 << 30);
+        let space = Space { floor, ..space(1 << 40, 0) };
+        let more = 4 << 30;
+        assert!(!space.has_room(0, more, 0));
+        assert!(space.has_room(0, more, more));
+        assert!(!space.has_room(1 << 40, more, more), "the limit is the limit");
     }
 }

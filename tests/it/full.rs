@@ -98,8 +98,14 @@ fn a_disk_that_has_no_files_left_makes_room_too() {
     let Some(_disk) = TinyDisk::mount(&home.store(), "size=256m,nr_inodes=500") else { return };
     let daemon = home.daemon(&NO_LIMIT);
     let body = |n: u64| noise(n, 70_000);
+    let clock = larder::units::Clock::system();
     let mut refused = 0;
     for n in 0..400 {
+        if n == 100 {
+            // What goes first must be older than the second in which that is decided.
+            let until = clock.elapsed() + std::time::Duration::from_millis(1500);
+            crate::support::wait_for("that", || (clock.elapsed() > until).then_some(()));
+        }
         match daemon.put(&cas(&body(n)), &body(n)).status {
             201 => assert!(daemon.get(&cas(&body(n))).body == body(n), "{n}"),
             507 => refused += 1,

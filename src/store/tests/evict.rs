@@ -307,3 +307,24 @@ fn who_is_told_of_a_name_uses_its_content() {
     assert_eq!(store.find(&content(&body)).unwrap().touched, now);
     store.close();
 }
+
+/// One that could not be granted emptied the store, and kept it empty until the next start.
+#[test]
+fn a_wish_ends_after_a_while_and_one_that_cannot_come_true_is_none() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(4));
+    for n in 0..30 {
+        let body = vec![n; 100_000];
+        bench.put(&store, &content(&body), &body, None);
+    }
+    assert_eq!(store.excess(), 0);
+    store.wish(3 << 20);
+    assert_eq!(store.excess(), 0, "more than half of all");
+    store.wish(2 << 20);
+    assert!(store.excess() > 0);
+    bench.clock.advance(Duration::from_secs(61));
+    assert_eq!(store.excess(), 0, "it goes on");
+    store.wish(2 << 20);
+    assert!(store.excess() > 0, "whoever had it comes again");
+    store.close();
+}
