@@ -87,8 +87,12 @@ impl Space {
     pub fn has_room(&self, used: u64, more: u64, placed: u64) -> bool {
         used.saturating_add(more) <= self.limit
             && file_system(&self.dir).is_ok_and(|now| {
-                let has_files = more <= INLINE_BODY_MAX as u64 || now.files >= now.files_min;
-                has_files && now.free.saturating_add(placed) >= self.floor.saturating_add(more)
+                // What is small may become a file too: for that, and for the store's own, half is kept. What
+                // is placed has its file.
+                let is_small = more <= INLINE_BODY_MAX as u64;
+                let least = if is_small { now.files_min / 2 } else { now.files_min };
+                (placed > 0 || now.files >= least)
+                    && now.free.saturating_add(placed) >= self.floor.saturating_add(more)
             })
     }
 
@@ -183,7 +187,7 @@ mod tests {
     /// A body in a file of its own was asked room for once more.
     #[test]
     fn what_lies_on_the_disk_already_needs_no_free_space() {
-        let floor = space(1 << 40, 0).free() - (1 << 30);
+        let floor = space(1 << 40, 0).free().saturating_sub(1 << 30);
         let space = Space { floor, ..space(1 << 40, 0) };
         let more = 4 << 30;
         assert!(!space.has_room(0, more, 0));
