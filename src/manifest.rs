@@ -175,6 +175,22 @@ impl Manifest {
         self
     }
 
+    /// No more than so many rows, the first ones, and the packs that these are in.
+    pub fn cut(&mut self, most: usize) {
+        if self.rows.len() <= most {
+            return;
+        }
+        self.rows.truncate(most);
+        let all = std::mem::take(&mut self.packs);
+        let mut numbers = HashMap::new();
+        for row in &mut self.rows {
+            let packs = &mut self.packs;
+            row.place = row
+                .place
+                .renumbered(|number| number_of(*all.get(number as usize)?, packs, &mut numbers));
+        }
+    }
+
     /// Whether it is the one that was asked for.
     pub fn is_of(&self, scope: &str, commit: &str) -> bool {
         (self.scope.as_str(), self.commit.as_str()) == (fields::cut(scope), fields::cut(commit))

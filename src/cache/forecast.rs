@@ -4,7 +4,7 @@
 //! reads the manifests and fills it in. It only predicts: nothing is believed because it says so.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -105,6 +105,8 @@ pub struct Forecast {
     /// When the last of them left, in milliseconds of the clock.
     left_ms: AtomicU64,
     clock: Clock,
+    /// Rows of the fullest manifest that was read: about what a whole build uses.
+    pub fullest: AtomicUsize,
     pub is_by_scope_alone: AtomicBool,
     /// Whether upstream did not say of a manifest or a trail whether it is there.
     pub was_refused: AtomicBool,
@@ -134,6 +136,7 @@ impl Forecast {
             fetching_since_ms: AtomicU64::new(0),
             left_ms: AtomicU64::new(0),
             clock,
+            fullest: AtomicUsize::new(0),
             is_by_scope_alone: AtomicBool::new(false),
             was_refused: AtomicBool::new(false),
             is_done: AtomicBool::new(false),

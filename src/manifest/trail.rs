@@ -37,7 +37,8 @@ pub const SIZE_MAX: usize = 1 << 20;
 pub(super) const MAGIC: &[u8; MAGIC_LEN] = b"LRDTRAIL";
 const VERSION: u8 = 1;
 const COMPLETE: u8 = 1;
-/// Among how many of the newest the fullest is the best, where none is complete.
+/// Among how many of the newest the fullest is the best, where none is complete. They are followed
+/// however old they are.
 const NEWEST: usize = 8;
 /// So long after it the one session of all of a build leads, whatever came since. Then what is built may
 /// have become less.
@@ -90,24 +91,32 @@ impl Trail {
         Self { rows, ..self }
     }
 
-    /// The sessions that are followed: those not much older than the newest.
-    pub fn current(&self) -> impl Iterator<Item = &TrailRow> + Clone {
-        self.rows.iter().take_while(|row| leads(row, &self.rows[0]))
+    /// The sessions that are followed: the newest few, and those not much older than the newest. Who
+    /// wrote that one by a clock that is ahead of `now` has not made the others old.
+    pub fn current(&self, now: Timestamp) -> impl Iterator<Item = &TrailRow> + Clone {
+        let newest = self.rows.first().map_or(now, |row| row.written.min(now));
+        let few = self.rows.len().min(NEWEST);
+        let others = self.rows[few..].iter().take_while(move |row| leads(row, newest));
+        self.rows[..few].iter().chain(others)
     }
 
     /// The session to start from: the newest complete one, else the fullest of the newest few, unless
     /// an older one has much more: all of these are of a part of the build then.
-    pub fn best(&self) -> Option<&TrailRow> {
-        // Of equals the newest.
-        fn fuller<'a>(a: &'a TrailRow, b: &'a TrailRow) -> &'a TrailRow {
-            if b.rows > a.rows { b } else { a }
-        }
-        if let Some(complete) = self.current().find(|row| row.complete) {
+    pub fn best(&self, now: Timestamp) -> Option<&TrailRow> {
+        let current = self.current(now);
+        if let Some(complete) = current.clone().find(|row| row.complete) {
             return Some(complete);
         }
-        let newest = self.current().take(NEWEST).reduce(fuller)?;
-        let fullest = self.current().reduce(fuller)?;
+        let newest = current.clone().take(NEWEST).reduce(fuller)?;
+        let fullest = current.reduce(fuller)?;
         Some(if newest.is_part_of(fullest) { fullest } else { newest })
+    }
+
+    /// The fullest of the newest few that came after `best`, which may be all of a build that has become
+    /// less, or name what earlier ones had no need of.
+    pub fn since(&self, best: &TrailRow) -> Option<&TrailRow> {
+        let newer = self.rows.iter().take(NEWEST).take_while(|row| row.commit != best.commit);
+        newer.reduce(fuller)
     }
 
     /// Its bytes, at most `SIZE_MAX`; settled as `merge` does it. Texts are cut, packs beyond the
@@ -154,9 +163,14 @@ impl Trail {
     }
 }
 
+/// Of equals the first, which is the newer.
+const fn fuller<'a>(a: &'a TrailRow, b: &'a TrailRow) -> &'a TrailRow {
+    if b.rows > a.rows { b } else { a }
+}
+
 /// Whether a session is young enough beside the newest one to be followed.
-const fn leads(row: &TrailRow, newest: &TrailRow) -> bool {
-    newest.written.0.saturating_sub(row.written.0) <= LEADS_NS
+const fn leads(row: &TrailRow, newest: Timestamp) -> bool {
+    newest.0.saturating_sub(row.written.0) <= LEADS_NS
 }
 
 /// One row per commit, newest first, no more than the most. However many of a part of the build came
@@ -171,7 +185,7 @@ fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
     let complete = rows.iter().position(|row| row.complete);
     let fullest = || (0..rows.len()).rev().max_by_key(|at| rows[*at].rows);
     if let Some(at) = complete.or_else(fullest).filter(|at| *at >= ROWS_MAX)
-        && leads(rows[at], rows[0])
+        && leads(rows[at], rows[0].written)
     {
         rows.swap(ROWS_MAX - 1, at);
     }

@@ -6,6 +6,7 @@
 //! written is tried again; what is lost with the process costs the next machine its head start.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{join, join3};
@@ -42,6 +43,11 @@ const ROUNDS_MAX: usize = 4;
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A build that used so much of what the fullest known one did has built everything.
 const COMPLETE: f64 = 0.8;
+/// A manifest lists no more than so many times what a build uses. What is changed and built a hundred times
+/// before it is committed has new actions each time, and none of them is asked for again.
+const BUILDS_MAX: usize = 8;
+/// Below so many rows it is no matter.
+const ROWS_FEW: usize = 4_096;
 
 /// See the module. One writes at a time.
 #[derive(Debug)]
@@ -161,7 +167,7 @@ async fn write_one(
     let mut has_news: fn(&Manifest, &Manifest) -> bool = Manifest::has_news_for;
     for _ in 0..ROUNDS_MAX {
         let round = Instant::now();
-        let expected = forecast.lists();
+        let expected = forecast.fullest.load(Ordering::Relaxed);
         if !add(cache, &aim, expected, upstream, &gathered, has_news).await? {
             break;
         }
@@ -221,7 +227,9 @@ async fn add(
         Some(there) => manifest.merge(there),
         None => manifest,
     };
-    merged.complete |= is_complete(&merged, &trail, expected);
+    let now = cache.clock().now();
+    merged.cut(most_rows(gathered.manifest.rows.len(), aim, &trail, now));
+    merged.complete |= is_complete(&merged, &trail, expected, now);
     let row = TrailRow::of(&merged);
     put(upstream, &head, merged.encode()).await?;
     // A hint for builds that have no other: neither a fault nor another version's holds anything up.
@@ -288,15 +296,27 @@ async fn put(upstream: &Upstream, name: &Name, bytes: Vec<u8>) -> Result<(), Bac
     upstream.backend.put(name, Upload::bytes(bytes.into())).await
 }
 
+/// How many rows a manifest may have to which a session adds `own`: those of earlier sessions of its commit
+/// stand behind, last used last. By what other commits' builds list one knows what a build is; without
+/// any, all of it stays.
+fn most_rows(own: usize, aim: &Aim, trail: &Trail, now: Timestamp) -> usize {
+    let whole = trail.current(now).filter(|row| row.complete && row.commit != *aim.commit);
+    let mut whole: Vec<usize> = whole.map(|row| row.rows as usize).collect();
+    whole.sort_unstable();
+    // Half of all list no more than that one: neither the fullest nor one of when there was less to build.
+    let Some(usual) = whole.get(whole.len() / 2) else { return manifest::ROWS_MAX };
+    own.max(*usual).saturating_mul(BUILDS_MAX).max(ROWS_FEW)
+}
+
 /// Whether a build has used about as much as was expected of it, and as the fullest one that the trail
 /// knows. Where there is nothing to compare it with, it may have broken off.
-fn is_complete(manifest: &Manifest, trail: &Trail, expected: usize) -> bool {
+fn is_complete(manifest: &Manifest, trail: &Trail, expected: usize, now: Timestamp) -> bool {
     let row = TrailRow::of(manifest);
-    let fullest = trail.current().map(|other| other.rows).max().unwrap_or(0);
+    let fullest = trail.current(now).map(|other| other.rows).max().unwrap_or(0);
     let is_enough = |rows: u32| f64::from(rows) >= expected as f64 * COMPLETE;
     expected.max(fullest as usize) > 0
         && (is_enough(row.rows) || is_enough(fullest))
-        && trail.current().all(|other| !row.is_part_of(other))
+        && trail.current(now).all(|other| !row.is_part_of(other))
 }
 
 #[cfg(test)]

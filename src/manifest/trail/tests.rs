@@ -81,6 +81,9 @@ proptest! {
     }
 }
 
+/// Later than all that is written here.
+const NOW: Timestamp = Timestamp(u64::MAX);
+
 fn row(n: u32) -> TrailRow {
     TrailRow { commit: n.to_string(), written: Timestamp(n.into()), ..TrailRow::default() }
 }
@@ -99,17 +102,17 @@ fn the_newest_sixty_four_stay() {
 
 #[test]
 fn the_best_is_the_newest_complete_or_the_fullest_of_the_newest() {
-    assert_eq!(of([]).best(), None);
+    assert_eq!(of([]).best(NOW), None);
     let mut trail = settled(of((0..20).map(row)));
-    assert_eq!(trail.best(), Some(&row(19)), "of equals the newest");
+    assert_eq!(trail.best(NOW), Some(&row(19)), "of equals the newest");
     trail.rows[8].rows = 100;
     trail.rows[7].rows = 10;
-    assert_eq!(trail.best(), Some(&trail.rows[8]), "the others are of a part of the build");
+    assert_eq!(trail.best(NOW), Some(&trail.rows[8]), "the others are of a part of the build");
     trail.rows[7].rows = 80;
-    assert_eq!(trail.best(), Some(&trail.rows[7]), "about as much, and newer");
+    assert_eq!(trail.best(NOW), Some(&trail.rows[7]), "about as much, and newer");
     trail.rows[12].complete = true;
     trail.rows[15].complete = true;
-    assert_eq!(trail.best(), Some(&trail.rows[12]));
+    assert_eq!(trail.best(NOW), Some(&trail.rows[12]));
 }
 
 /// A first build has nothing to be called complete by, and whoever tests one package for an afternoon
@@ -121,9 +124,9 @@ fn many_builds_of_a_part_neither_hide_nor_push_out_the_one_of_all() {
         let mut trail = of([full.clone()]);
         for n in 1..100 {
             trail = of([TrailRow { rows: 20, ..row(n) }]).merge(trail);
-            assert_eq!(trail.best(), Some(&full), "after {n}");
+            assert_eq!(trail.best(NOW), Some(&full), "after {n}");
             trail = Trail::decode(&trail.encode()).unwrap();
-            assert_eq!(trail.best(), Some(&full), "after {n}");
+            assert_eq!(trail.best(NOW), Some(&full), "after {n}");
         }
         assert_eq!(trail.rows.len(), ROWS_MAX);
         // Once there is a newer one of all, the old one goes its way.
@@ -142,7 +145,7 @@ fn fewer_entries_of_as_many_bytes_are_no_part() {
     assert!(TrailRow { bytes: 20_000, ..next.clone() }.is_part_of(&first));
     let nine = (1..10).map(|n| TrailRow { rows: 1100, bytes: 36_900, ..row(n) });
     let trail = of([first]).merge(of(nine));
-    assert_eq!(trail.best().unwrap().rows, 1100, "{trail:?}");
+    assert_eq!(trail.best(NOW).unwrap().rows, 1100, "{trail:?}");
 }
 
 #[test]
@@ -155,12 +158,49 @@ fn what_is_built_may_become_less_for_good() {
             ..row(n)
         };
         let trail = of([full.clone()]).merge(of((1..=10).map(less)));
-        assert_eq!(trail.best(), Some(&full));
+        assert_eq!(trail.best(NOW), Some(&full));
         let trail = trail.merge(of([less(11)]));
-        assert_eq!(trail.best(), Some(&less(11)));
+        assert_eq!(trail.best(NOW), Some(&less(11)));
         let many = trail.merge(of((12..80).map(less)));
         assert!(!many.rows.contains(&full));
     }
+}
+
+/// What nobody has built after for a month is no older than it was.
+#[test]
+fn the_newest_few_are_followed_however_old_they_are() {
+    let full = TrailRow { rows: 1000, complete: true, ..row(0) };
+    let later = |n: u32| TrailRow { rows: 20, written: Timestamp(3 * LEADS_NS), ..row(n) };
+    let few = of([full.clone()]).merge(of((1..).take(NEWEST - 1).map(later)));
+    assert_eq!(few.best(NOW), Some(&full));
+    let more = few.merge(of([later(99)]));
+    assert_eq!(more.best(NOW).unwrap().rows, 20);
+}
+
+/// A machine whose clock was a month ahead had everybody forget what was built before.
+#[test]
+fn a_clock_that_is_ahead_hides_nothing() {
+    let full = TrailRow { rows: 1000, complete: true, ..row(0) };
+    let ahead =
+        |n: u32| TrailRow { rows: 20, written: Timestamp(3 * LEADS_NS + u64::from(n)), ..row(n) };
+    let trail = of([full.clone()]).merge(of((1..30).map(ahead)));
+    assert_eq!(trail.best(Timestamp(1000)), Some(&full));
+    assert_eq!(trail.current(Timestamp(1000)).count(), 30);
+    // Nor does one that is behind.
+    assert_eq!(trail.best(Timestamp(0)), Some(&full));
+    assert_eq!(trail.best(NOW), Some(&ahead(29)), "then they are of a month later");
+}
+
+#[test]
+fn what_came_after_the_best_is_the_fullest_of_the_newest_few() {
+    let full = TrailRow { rows: 1000, complete: true, ..row(5) };
+    let mut trail = settled(of((0..5).map(row).chain([full.clone()])));
+    assert_eq!(trail.since(&full), None, "older ones do not count");
+    let later = |n: u32| TrailRow { rows: 700 + n % 3, ..row(n) };
+    trail = trail.merge(of((6..10).map(later)));
+    assert_eq!(trail.since(&full), Some(&later(8)));
+    assert_eq!(trail.best(NOW), Some(&full));
+    assert_eq!(Trail::default().since(&full), None);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId, Why};
 use crate::manifest::trail::{self, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest, Place};
+use crate::units::Timestamp;
 
 /// What default branches are called.
 const USUAL: [&str; 2] = ["main", "master"];
@@ -76,33 +77,47 @@ async fn of_realm(
             (head, trails, parents)
         }
     };
-    let best = best_of(&trails);
+    let now = cache.clock().now();
+    let best = best_of(&trails, now);
     let mut found: Vec<Manifest> = head.into_iter().chain(parents).collect();
     // Those of a part of what their trail has seen would hide a fuller one.
     let is_partial = |best: &&TrailRow| found.iter().all(|m| TrailRow::of(m).is_part_of(best));
     if let Some(best) = best.filter(is_partial) {
-        found.extend(asked.best_manifest(best, &trails).await);
+        // And the fuller one what was built since.
+        let since = since(best, &trails);
+        let since = since.filter(|row| found.iter().all(|known| known.commit != row.commit));
+        let since = async { asked.manifest(&since?.commit, PARTS_MAX).await };
+        let (since, best) = join(since, asked.best_manifest(best, &trails)).await;
+        found.extend(since.into_iter().chain(best));
     }
     if found.is_empty()
-        && let Some(best) = scope.as_ref().and_then(Trail::best)
+        && let Some(best) = scope.as_ref().and_then(|trail| trail.best(now))
         && let Some(manifest) = asked.manifest(&best.commit, PARTS_MAX).await
     {
         forecast.is_by_scope_alone.store(true, Ordering::Relaxed);
         found.push(manifest);
     }
+    let fullest = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
+    forecast.fullest.fetch_max(fullest, Ordering::Relaxed);
     let merged = found.into_iter().reduce(Manifest::merge)?;
     Some((realm.clone(), merged))
 }
 
 /// Where to start, from the trails of the own branch and of others: the own one's, unless another
 /// knows of a much fuller build.
-fn best_of(trails: &[Trail]) -> Option<&TrailRow> {
-    let best = trails.iter().filter_map(Trail::best);
+fn best_of(trails: &[Trail], now: Timestamp) -> Option<&TrailRow> {
+    let best = trails.iter().filter_map(|trail| trail.best(now));
     best.reduce(
         |own, other| {
             if own.is_part_of(other) || other.complete && !own.complete { other } else { own }
         },
     )
+}
+
+/// What came after the best, in its own trail and in nearer ones.
+fn since<'a>(best: &TrailRow, trails: &'a [Trail]) -> Option<&'a TrailRow> {
+    let at = trails.iter().position(|trail| trail.rows.contains(best))?;
+    trails[..=at].iter().find_map(|trail| trail.since(best))
 }
 
 struct Asked<'a> {
@@ -127,7 +142,8 @@ impl Asked<'_> {
     /// first.
     async fn best_manifest(&self, best: &TrailRow, trails: &[Trail]) -> Option<Manifest> {
         let mut others: Vec<&str> = Vec::new();
-        let mut rows: Vec<_> = trails.iter().flat_map(Trail::current).collect();
+        let now = self.cache.clock().now();
+        let mut rows: Vec<_> = trails.iter().flat_map(|trail| trail.current(now)).collect();
         rows.sort_by_key(|row| !row.complete);
         for row in rows {
             if row.commit != best.commit && !others.contains(&&*row.commit) {

@@ -14,6 +14,8 @@ use crate::worker::prefetcher::tests::support::{
 };
 use crate::worker::uploader::bench::{Bench, until, upstream};
 
+mod growth;
+
 fn actions_of(backend: &MemoryBackend, commit: &str) -> Vec<Digest> {
     manifest_of(backend, commit).rows.iter().map(|row| row.action).collect()
 }
@@ -60,8 +62,12 @@ async fn a_partial_manifest_does_not_hide_the_best_of_the_trail() {
     assert_eq!(actions_of(&backend, "c2").len(), 3);
     let trail = trail_of(&backend);
     assert_eq!(trail.rows.len(), 2);
-    assert_eq!(trail.best().unwrap().commit, "c1", "three entries are not all of a build");
-    for (commit, listed) in [("c1", 50), ("c2", 53), ("c3", 50)] {
+    assert_eq!(
+        trail.best(a.cache.clock().now()).unwrap().commit,
+        "c1",
+        "three entries are not all of a build"
+    );
+    for (commit, listed) in [("c1", 50), ("c2", 53), ("c3", 53)] {
         let b = Machine::new(&backend);
         let session = b.begin(commit);
         let forecast = b.settled(&session).await;
