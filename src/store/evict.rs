@@ -173,10 +173,12 @@ impl Store {
     fn choose_victims(&self, eviction: &mut Eviction, excess: u64, done: &mut Evicted) -> State {
         let files = self.inner.tail.file_bytes.load(Ordering::Relaxed);
         let segments = self.used_bytes().saturating_sub(files);
-        // Whichever holds more gives first; the other follows if that yields nothing.
+        // Whichever holds more gives first, or segments that are older than any file; the other follows
+        // if that yields nothing.
         let files_alone = self.wants_files_alone();
-        let by_segment = segments > files && !files_alone;
         let needs = self.needs(eviction);
+        let by_segment =
+            !files_alone && (segments > files || self.is_a_segment_older(eviction, &needs));
         let mut coldest =
             if by_segment { Some(self.coldest_segment(eviction, &needs)) } else { None };
         for level in Level::ALL {
@@ -203,6 +205,14 @@ impl Store {
             }
         }
         State::Stuck
+    }
+
+    /// Whether a segment was used before all files that are found to give way. What names outputs that are
+    /// gone is used no more, and is nothing that files could give up.
+    fn is_a_segment_older(&self, eviction: &mut Eviction, needs: &Needs) -> bool {
+        let Some(segment) = self.oldest_segment(eviction, needs) else { return false };
+        let file = self.coldest_file(eviction, needs, Level::Last);
+        file.is_none_or(|(key, row)| segment < self.touched(&key, &row))
     }
 
     fn needs(&self, eviction: &mut Eviction) -> Needs {

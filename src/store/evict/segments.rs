@@ -39,19 +39,12 @@ pub(super) enum Coldest {
 impl Store {
     /// Looks at some of the coldest segments that were not looked at lately.
     pub(super) fn coldest_segment(&self, eviction: &mut Eviction, needs: &Needs) -> Coldest {
-        let Some(candidates) = self.closed_segments() else { return Coldest::Nowhere };
-        let longer = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
-        eviction.judged.retain(|_, judged| {
-            let longer = if judged.level.is_none() { longer } else { 0 };
-            needs.now >= judged.at && needs.now - judged.at < JUDGED_FOR_S.saturating_add(longer)
-        });
-        let is_open = |number: &u32| eviction.judged.get(number).is_none_or(|j| j.level.is_some());
-        let open: Vec<u32> = candidates.into_iter().filter(is_open).collect();
+        let open = self.open_to_look(eviction, needs);
         if open.is_empty() {
             return Coldest::Nowhere;
         }
         let mut best: Option<(Level, u32)> = None;
-        for number in open.into_iter().take(LOOKED_AT) {
+        for (_, number) in open.into_iter().take(LOOKED_AT) {
             let judged = match eviction.judged.get(&number) {
                 Some(judged) => *judged,
                 None => self.judge(number, needs),
@@ -66,14 +59,35 @@ impl Store {
         best.map_or(Coldest::More, |(level, number)| Coldest::At(level, number))
     }
 
+    /// When the first segment that may go was last written or read, as far as it is known.
+    pub(super) fn oldest_segment(&self, eviction: &mut Eviction, needs: &Needs) -> Option<u32> {
+        let (touched, _) = *self.open_to_look(eviction, needs).first()?;
+        Some(touched.max(self.inner.fresh_since))
+    }
+
+    /// Segments that were not found to be needed lately, coldest first, each behind when it was last
+    /// written or read.
+    fn open_to_look(&self, eviction: &mut Eviction, needs: &Needs) -> Vec<(u32, u32)> {
+        let candidates = self.closed_segments().unwrap_or_default();
+        let longer = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
+        eviction.judged.retain(|_, judged| {
+            let longer = if judged.level.is_none() { longer } else { 0 };
+            needs.now >= judged.at && needs.now - judged.at < JUDGED_FOR_S.saturating_add(longer)
+        });
+        let is_open = |number: &u32| eviction.judged.get(number).is_none_or(|j| j.level.is_some());
+        candidates.into_iter().filter(|(_, number)| is_open(number)).collect()
+    }
+
     /// Those that are not written to any more, coldest first: longest neither written nor read.
-    fn closed_segments(&self) -> Option<Vec<u32>> {
+    fn closed_segments(&self) -> Option<Vec<(u32, u32)>> {
         let current = self.inner.tail.current_segment();
         let touched: HashMap<u32, u32> =
             self.inner.index.read().ok()?.segments().ok()?.into_iter().collect();
         let mut list = segment::list(&self.inner.layout.segments()).ok()?;
         list.retain(|number| *number < current);
-        list.sort_by_key(|number| (touched.get(number).copied().unwrap_or(0), *number));
+        let when = |number: u32| (touched.get(&number).copied().unwrap_or(0), number);
+        let mut list: Vec<_> = list.into_iter().map(when).collect();
+        list.sort_unstable();
         Some(list)
     }
 

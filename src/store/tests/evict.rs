@@ -328,3 +328,31 @@ fn a_wish_ends_after_a_while_and_one_that_cannot_come_true_is_none() {
     assert!(store.excess() > 0, "whoever had it comes again");
     store.close();
 }
+
+/// While files held more bytes than segments no segment was ever given up: what names outputs that are gone
+/// stayed, and the index with it, until small entries took half of the disk.
+#[test]
+fn small_entries_that_are_older_than_all_files_give_way_first() {
+    let bench = Bench::new();
+    let store = bench.open_with(ByteSize::mib(8));
+    let mut eviction = Eviction::new(1);
+    fill(&bench, &store, &mut eviction, 0..100);
+    bench.clock.advance(Duration::from_secs(30 * 24 * 3600));
+    let large = |n: u8| vec![n; 400_000];
+    for n in 0..40 {
+        // As large files come and go, those that are old go, whatever they are.
+        bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+        bench.put(&store, &content(&large(n)), &large(n), None);
+        store.sync(Duration::from_secs(10));
+        while store.excess() > 0 {
+            store.evict_step(&mut eviction);
+            bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+            store.sync(Duration::from_secs(10));
+        }
+    }
+    let there = (0..100).filter(|n| store.find(&opaque(&n.to_string())).is_some()).count();
+    assert!(there < 20, "{there} of those that nobody has used for a month are there");
+    let newest = (30..40).filter(|n| store.find(&content(&large(*n))).is_some()).count();
+    assert_eq!(newest, 10);
+    store.close();
+}
