@@ -4,7 +4,7 @@
 //! it hands out, and a fault of the disk is a miss here, logged and counted once. Everything in this
 //! room blocks: callers decide on which thread.
 //!
-//! Order of reading: `segment` and `record` (bytes), `layout` (names), `index` (LMDB), `tail` (what
+//! Order of reading: `segment`, `sectors` and `record` (bytes), `layout` (names), `index` (LMDB), `tail` (what
 //! is acknowledged), `replay` (start), `file`, `touch`, `space` and `evict`, then this file.
 
 use std::collections::HashMap;
@@ -40,6 +40,7 @@ pub mod reader;
 pub mod record;
 mod remove;
 mod replay;
+mod sectors;
 pub mod segment;
 pub mod space;
 pub mod spool;

@@ -150,10 +150,14 @@ impl Replay<'_> {
                 continue;
             }
             let mut records = Vec::new();
-            let scanned =
-                segment::scan((&file, number), self.seal, start, |offset, len, record| {
+            let scanned = segment::scan_past_bad_sectors(
+                (&file, number),
+                self.seal,
+                start,
+                |offset, len, record| {
                     records.push((Position { segment: number, offset }, len, meta_only(record)));
-                })?;
+                },
+            )?;
             self.skipped += scanned.skipped;
             let is_recent = nth >= recent;
             if is_recent && !records.is_empty() {

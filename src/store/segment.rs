@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::entry::Digest;
+use crate::store::sectors;
 
 pub const MAGIC: [u8; 4] = *b"LREC";
 pub const VERSION: u8 = 1;
@@ -242,6 +243,28 @@ pub struct Scanned {
 /// Visits every valid record of a segment from `from` on; bad stretches are skipped by looking for the next
 /// magic on an 8-byte boundary.
 pub fn scan(
+    segment: (&File, u32),
+    seal: &Seal,
+    from: u64,
+    visit: impl FnMut(u32, u32, Record),
+) -> io::Result<Scanned> {
+    scan_by(|file, bytes, at| file.read_exact_at(bytes, at), segment, seal, from, visit)
+}
+
+/// As `scan`, where sectors that the disk cannot give are bad stretches, too.
+pub fn scan_past_bad_sectors(
+    segment: (&File, u32),
+    seal: &Seal,
+    from: u64,
+    visit: impl FnMut(u32, u32, Record),
+) -> io::Result<Scanned> {
+    scan_by(sectors::read, segment, seal, from, visit)
+}
+
+type Read = fn(&File, &mut [u8], u64) -> io::Result<()>;
+
+fn scan_by(
+    read: Read,
     (file, segment): (&File, u32),
     seal: &Seal,
     from: u64,
@@ -249,7 +272,7 @@ pub fn scan(
 ) -> io::Result<Scanned> {
     let size = file.metadata()?.len();
     let mut scanned = Scanned { end: from, skipped: 0 };
-    let mut window = Window { file, start: from, bytes: Vec::new() };
+    let mut window = Window { file, read, start: from, bytes: Vec::new() };
     let mut at = from;
     while at < size {
         let bytes = window.at(at, size)?;
@@ -274,6 +297,7 @@ pub fn scan(
 /// A sliding view of a segment, always holding at least one whole record if the file does.
 struct Window<'a> {
     file: &'a File,
+    read: Read,
     start: u64,
     bytes: Vec<u8>,
 }
@@ -286,7 +310,7 @@ impl Window<'_> {
         if at < self.start || at + want > held_to {
             let len = usize::try_from(READ_AHEAD.min(size - at)).unwrap_or(usize::MAX);
             self.bytes.resize(len, 0);
-            self.file.read_exact_at(&mut self.bytes, at)?;
+            (self.read)(self.file, &mut self.bytes, at)?;
             self.start = at;
         }
         let from = usize::try_from(at - self.start).unwrap_or(usize::MAX);
