@@ -175,22 +175,6 @@ impl Manifest {
         self
     }
 
-    /// No more than so many rows, the first ones, and the packs that these are in.
-    pub fn cut(&mut self, most: usize) {
-        if self.rows.len() <= most {
-            return;
-        }
-        self.rows.truncate(most);
-        let all = std::mem::take(&mut self.packs);
-        let mut numbers = HashMap::new();
-        for row in &mut self.rows {
-            let packs = &mut self.packs;
-            row.place = row
-                .place
-                .renumbered(|number| number_of(*all.get(number as usize)?, packs, &mut numbers));
-        }
-    }
-
     /// Whether it is the one that was asked for.
     pub fn is_of(&self, scope: &str, commit: &str) -> bool {
         (self.scope.as_str(), self.commit.as_str()) == (fields::cut(scope), fields::cut(commit))
@@ -303,14 +287,14 @@ impl Place {
 
 /// Two values of one key in one: what both tell, `ours` first. None if they are not both manifests,
 /// or both trails, that say the same of themselves.
-pub fn union(ours: &[u8], theirs: &[u8]) -> Option<Vec<u8>> {
+pub fn union(ours: &[u8], theirs: &[u8], now: Timestamp) -> Option<Vec<u8>> {
     if let (Ok(ours), Ok(theirs)) = (Manifest::decode(ours), Manifest::decode(theirs)) {
         let is_one = (&ours.scope, &ours.commit) == (&theirs.scope, &theirs.commit);
         return is_one.then(|| ours.merge(theirs).encode());
     }
     let (ours, theirs) = (trail::Trail::decode(ours).ok()?, trail::Trail::decode(theirs).ok()?);
     let is_one = (&ours.scope, &ours.branch) == (&theirs.scope, &theirs.branch);
-    is_one.then(|| ours.merge(theirs).encode())
+    is_one.then(|| ours.merge(theirs, now).encode())
 }
 
 /// Whether a value is a manifest or a trail of another version, which is not ours to write over.

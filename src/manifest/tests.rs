@@ -128,21 +128,6 @@ proptest! {
     }
 
     #[test]
-    fn cutting_keeps_the_first_rows_and_their_packs(a in any_manifest(), most in 0_usize..20) {
-        let mut cut = a.clone();
-        cut.cut(most);
-        let rows = |manifest: &Manifest| -> Vec<_> {
-            manifest.rows.iter().take(most).map(|row| told(manifest, row)).collect()
-        };
-        prop_assert_eq!(rows(&cut), rows(&a));
-        prop_assert_eq!(cut.rows.len(), a.rows.len().min(most));
-        if a.rows.len() > most {
-            let is_used = |number| cut.rows.iter().any(|row| matches!(row.place, Place::Pack { pack, .. } if pack == number));
-            prop_assert!(cut.packs.iter().zip(0..).all(|(_, number)| is_used(number)));
-        }
-    }
-
-    #[test]
     fn keys_never_join(a in "[a-z/]{0,6}", b in "[a-z/]{0,6}", c in "[a-z/]{0,6}", d in "[a-z/]{0,6}") {
         prop_assert_eq!(manifest_key(&a, &b) == manifest_key(&c, &d), (&a, &b) == (&c, &d));
         prop_assert_eq!(trail_key(&a, &b) == trail_key(&c, &d), (&a, &b) == (&c, &d));

@@ -86,8 +86,8 @@ impl Trail {
     }
 
     /// The sessions of both: of one commit's the fuller, newest first, at most `ROWS_MAX`.
-    pub fn merge(self, other: Self) -> Self {
-        let rows = settle(self.rows.iter().chain(&other.rows)).into_iter().cloned().collect();
+    pub fn merge(self, other: Self, now: Timestamp) -> Self {
+        let rows = settle(self.rows.iter().chain(&other.rows), now).into_iter().cloned().collect();
         Self { rows, ..self }
     }
 
@@ -104,25 +104,27 @@ impl Trail {
     /// an older one has much more: all of these are of a part of the build then.
     pub fn best(&self, now: Timestamp) -> Option<&TrailRow> {
         let current = self.current(now);
-        if let Some(complete) = current.clone().find(|row| row.complete) {
-            return Some(complete);
-        }
-        let newest = current.clone().take(NEWEST).reduce(fuller)?;
-        let fullest = current.reduce(fuller)?;
-        Some(if newest.is_part_of(fullest) { fullest } else { newest })
+        let complete = current.clone().find(|row| row.complete);
+        complete.or_else(|| fullest(current))
     }
 
-    /// The fullest of the newest few that came after `best`, which may be all of a build that has become
-    /// less, or name what earlier ones had no need of.
-    pub fn since(&self, best: &TrailRow) -> Option<&TrailRow> {
-        let newer = self.rows.iter().take(NEWEST).take_while(|row| row.commit != best.commit);
-        newer.reduce(fuller)
+    /// What is read beside the best one, which may list far more than a build uses, as of a commit that was
+    /// edited and built all day, or be older than what is built now: the best of all others, complete or
+    /// not, and the newest. None where the best is the newest too and others are about as full.
+    pub fn beside(&self, best: &TrailRow, now: Timestamp) -> impl Iterator<Item = &TrailRow> {
+        let others = self.current(now).filter(|row| row.commit != best.commit);
+        let (newest, fullest) = (others.clone().next(), fullest(others));
+        let is_newest = self.rows.first().is_some_and(|row| row.commit == best.commit);
+        let is_plain = is_newest && fullest.is_some_and(|row| !row.is_part_of(best));
+        let newest = newest.filter(|newest| fullest.is_none_or(|row| row.commit != newest.commit));
+        fullest.into_iter().chain(newest).filter(move |_| !is_plain)
     }
 
     /// Its bytes, at most `SIZE_MAX`; settled as `merge` does it. Texts are cut, packs beyond the
     /// limits are left out.
     pub fn encode(&self) -> Vec<u8> {
-        let rows = settle(self.rows.iter());
+        let newest = self.rows.iter().map(|row| row.written).max().unwrap_or_default();
+        let rows = settle(self.rows.iter(), newest);
         let mut out = MAGIC.to_vec();
         out.push(VERSION);
         put_text(&self.scope, &mut out);
@@ -163,9 +165,15 @@ impl Trail {
     }
 }
 
-/// Of equals the first, which is the newer.
-const fn fuller<'a>(a: &'a TrailRow, b: &'a TrailRow) -> &'a TrailRow {
-    if b.rows > a.rows { b } else { a }
+/// The fullest of the newest few, unless an older one has much more.
+fn fullest<'a>(rows: impl Iterator<Item = &'a TrailRow> + Clone) -> Option<&'a TrailRow> {
+    // Of equals the newest.
+    fn fuller<'a>(a: &'a TrailRow, b: &'a TrailRow) -> &'a TrailRow {
+        if b.rows > a.rows { b } else { a }
+    }
+    let newest = rows.clone().take(NEWEST).reduce(fuller)?;
+    let fullest = rows.reduce(fuller)?;
+    Some(if newest.is_part_of(fullest) { fullest } else { newest })
 }
 
 /// Whether a session is young enough beside the newest one to be followed.
@@ -175,7 +183,7 @@ const fn leads(row: &TrailRow, newest: Timestamp) -> bool {
 
 /// One row per commit, newest first, no more than the most. However many of a part of the build came
 /// after it, one that leads to all of it stays for a while.
-fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
+fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>, now: Timestamp) -> Vec<&'a TrailRow> {
     let mut rows: Vec<_> = rows.collect();
     rows.sort_by(|a, b| {
         cut(&a.commit).cmp(cut(&b.commit)).then_with(|| b.fullness().cmp(&a.fullness()))
@@ -185,7 +193,7 @@ fn settle<'a>(rows: impl Iterator<Item = &'a TrailRow>) -> Vec<&'a TrailRow> {
     let complete = rows.iter().position(|row| row.complete);
     let fullest = || (0..rows.len()).rev().max_by_key(|at| rows[*at].rows);
     if let Some(at) = complete.or_else(fullest).filter(|at| *at >= ROWS_MAX)
-        && leads(rows[at], rows[0].written)
+        && leads(rows[at], rows[0].written.min(now))
     {
         rows.swap(ROWS_MAX - 1, at);
     }

@@ -43,11 +43,6 @@ const ROUNDS_MAX: usize = 4;
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A build that used so much of what the fullest known one did has built everything.
 const COMPLETE: f64 = 0.8;
-/// A manifest lists no more than so many times what a build uses. What is changed and built a hundred times
-/// before it is committed has new actions each time, and none of them is asked for again.
-const BUILDS_MAX: usize = 8;
-/// Below so many rows it is no matter.
-const ROWS_FEW: usize = 4_096;
 
 /// See the module. One writes at a time.
 #[derive(Debug)]
@@ -228,17 +223,16 @@ async fn add(
         None => manifest,
     };
     let now = cache.clock().now();
-    merged.cut(most_rows(gathered.manifest.rows.len(), aim, &trail, now));
     merged.complete |= is_complete(&merged, &trail, expected, now);
     let row = TrailRow::of(&merged);
     put(upstream, &head, merged.encode()).await?;
     // A hint for builds that have no other: neither a fault nor another version's holds anything up.
     let hint = async {
         if let Ok(of_scope) = of_scope {
-            let _ = add_to_trail(upstream, &scope, row.clone(), of_scope).await;
+            let _ = add_to_trail(upstream, &scope, row.clone(), of_scope, now).await;
         }
     };
-    let (added, ()) = join(add_to_trail(upstream, &branch, row.clone(), trail), hint).await;
+    let (added, ()) = join(add_to_trail(upstream, &branch, row.clone(), trail, now), hint).await;
     added?;
     cache.metrics().manifests_written.inc();
     Ok(true)
@@ -262,13 +256,14 @@ async fn add_to_trail(
     name: &Name,
     mut row: TrailRow,
     trail: Trail,
+    now: Timestamp,
 ) -> Result<(), BackendError> {
     // The newest stands first, whatever the clocks of other writers say; of two at one time the commit
     // would decide.
     let after = |first: &TrailRow| Timestamp(first.written.0.saturating_add(1));
     row.written = trail.rows.first().map_or(row.written, |first| row.written.max(after(first)));
     let news = Trail { rows: vec![row], ..trail.clone() };
-    put(upstream, name, news.merge(trail).encode()).await
+    put(upstream, name, news.merge(trail, now).encode()).await
 }
 
 /// What stands there now. Only what is absent or damaged may be written over: a fault hides what is
@@ -294,18 +289,6 @@ async fn read<T>(
 
 async fn put(upstream: &Upstream, name: &Name, bytes: Vec<u8>) -> Result<(), BackendError> {
     upstream.backend.put(name, Upload::bytes(bytes.into())).await
-}
-
-/// How many rows a manifest may have to which a session adds `own`: those of earlier sessions of its commit
-/// stand behind, last used last. By what other commits' builds list one knows what a build is; without
-/// any, all of it stays.
-fn most_rows(own: usize, aim: &Aim, trail: &Trail, now: Timestamp) -> usize {
-    let whole = trail.current(now).filter(|row| row.complete && row.commit != *aim.commit);
-    let mut whole: Vec<usize> = whole.map(|row| row.rows as usize).collect();
-    whole.sort_unstable();
-    // Half of all list no more than that one: neither the fullest nor one of when there was less to build.
-    let Some(usual) = whole.get(whole.len() / 2) else { return manifest::ROWS_MAX };
-    own.max(*usual).saturating_mul(BUILDS_MAX).max(ROWS_FEW)
 }
 
 /// Whether a build has used about as much as was expected of it, and as the fullest one that the trail

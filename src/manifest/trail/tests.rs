@@ -27,7 +27,7 @@ fn any_trail() -> impl Strategy<Value = Trail> {
 }
 
 fn settled(trail: Trail) -> Trail {
-    trail.merge(Trail::default())
+    trail.merge(Trail::default(), NOW)
 }
 
 proptest! {
@@ -65,10 +65,10 @@ proptest! {
 
     #[test]
     fn merging_keeps_the_fuller_of_a_commit_and_all_others(a in any_trail(), b in any_trail()) {
-        let merged = a.clone().merge(b.clone());
-        prop_assert_eq!(&merged.rows, &b.clone().merge(a.clone()).rows);
-        prop_assert_eq!(merged.clone().merge(b.clone()), merged.clone());
-        prop_assert_eq!(merged.clone().merge(merged.clone()), merged.clone());
+        let merged = a.clone().merge(b.clone(), NOW);
+        prop_assert_eq!(&merged.rows, &b.clone().merge(a.clone(), NOW).rows);
+        prop_assert_eq!(merged.clone().merge(b.clone(), NOW), merged.clone());
+        prop_assert_eq!(merged.clone().merge(merged.clone(), NOW), merged.clone());
         prop_assert_eq!((&merged.scope, &merged.branch), (&a.scope, &a.branch));
         prop_assert!(merged.rows.is_sorted_by(|newer, older| newer.written >= older.written));
         for row in a.rows.iter().chain(&b.rows) {
@@ -94,7 +94,7 @@ fn of(rows: impl IntoIterator<Item = TrailRow>) -> Trail {
 
 #[test]
 fn the_newest_sixty_four_stay() {
-    let merged = of((0..60).map(row)).merge(of((50..110).map(row)));
+    let merged = of((0..60).map(row)).merge(of((50..110).map(row)), NOW);
     let commits: Vec<_> = merged.rows.iter().map(|row| row.written.0).collect();
     assert_eq!(commits, (46..110).rev().collect::<Vec<_>>());
     assert_eq!(Trail::decode(&of((0..110).map(row)).encode()), Ok(merged));
@@ -123,15 +123,15 @@ fn many_builds_of_a_part_neither_hide_nor_push_out_the_one_of_all() {
         let full = TrailRow { rows: 1000, complete, ..row(0) };
         let mut trail = of([full.clone()]);
         for n in 1..100 {
-            trail = of([TrailRow { rows: 20, ..row(n) }]).merge(trail);
+            trail = of([TrailRow { rows: 20, ..row(n) }]).merge(trail, NOW);
             assert_eq!(trail.best(NOW), Some(&full), "after {n}");
             trail = Trail::decode(&trail.encode()).unwrap();
             assert_eq!(trail.best(NOW), Some(&full), "after {n}");
         }
         assert_eq!(trail.rows.len(), ROWS_MAX);
         // Once there is a newer one of all, the old one goes its way.
-        trail = of([TrailRow { rows: 1000, complete, ..row(100) }]).merge(trail);
-        trail = of([TrailRow { rows: 20, ..row(101) }]).merge(trail);
+        trail = of([TrailRow { rows: 1000, complete, ..row(100) }]).merge(trail, NOW);
+        trail = of([TrailRow { rows: 20, ..row(101) }]).merge(trail, NOW);
         assert!(!trail.rows.contains(&full));
     }
 }
@@ -144,7 +144,7 @@ fn fewer_entries_of_as_many_bytes_are_no_part() {
     assert!(!next.is_part_of(&first));
     assert!(TrailRow { bytes: 20_000, ..next.clone() }.is_part_of(&first));
     let nine = (1..10).map(|n| TrailRow { rows: 1100, bytes: 36_900, ..row(n) });
-    let trail = of([first]).merge(of(nine));
+    let trail = of([first]).merge(of(nine), NOW);
     assert_eq!(trail.best(NOW).unwrap().rows, 1100, "{trail:?}");
 }
 
@@ -157,11 +157,11 @@ fn what_is_built_may_become_less_for_good() {
             written: Timestamp(u64::from(n) * LEADS_NS / 10),
             ..row(n)
         };
-        let trail = of([full.clone()]).merge(of((1..=10).map(less)));
+        let trail = of([full.clone()]).merge(of((1..=10).map(less)), NOW);
         assert_eq!(trail.best(NOW), Some(&full));
-        let trail = trail.merge(of([less(11)]));
+        let trail = trail.merge(of([less(11)]), NOW);
         assert_eq!(trail.best(NOW), Some(&less(11)));
-        let many = trail.merge(of((12..80).map(less)));
+        let many = trail.merge(of((12..80).map(less)), NOW);
         assert!(!many.rows.contains(&full));
     }
 }
@@ -171,9 +171,9 @@ fn what_is_built_may_become_less_for_good() {
 fn the_newest_few_are_followed_however_old_they_are() {
     let full = TrailRow { rows: 1000, complete: true, ..row(0) };
     let later = |n: u32| TrailRow { rows: 20, written: Timestamp(3 * LEADS_NS), ..row(n) };
-    let few = of([full.clone()]).merge(of((1..).take(NEWEST - 1).map(later)));
+    let few = of([full.clone()]).merge(of((1..).take(NEWEST - 1).map(later)), NOW);
     assert_eq!(few.best(NOW), Some(&full));
-    let more = few.merge(of([later(99)]));
+    let more = few.merge(of([later(99)]), NOW);
     assert_eq!(more.best(NOW).unwrap().rows, 20);
 }
 
@@ -181,26 +181,50 @@ fn the_newest_few_are_followed_however_old_they_are() {
 #[test]
 fn a_clock_that_is_ahead_hides_nothing() {
     let full = TrailRow { rows: 1000, complete: true, ..row(0) };
-    let ahead =
-        |n: u32| TrailRow { rows: 20, written: Timestamp(3 * LEADS_NS + u64::from(n)), ..row(n) };
-    let trail = of([full.clone()]).merge(of((1..30).map(ahead)));
-    assert_eq!(trail.best(Timestamp(1000)), Some(&full));
-    assert_eq!(trail.current(Timestamp(1000)).count(), 30);
-    // Nor does one that is behind.
-    assert_eq!(trail.best(Timestamp(0)), Some(&full));
-    assert_eq!(trail.best(NOW), Some(&ahead(29)), "then they are of a month later");
+    let ahead = |n: u32| {
+        let written = Timestamp(3 * LEADS_NS + u64::from(n));
+        of([TrailRow { rows: 20, written, ..row(n) }])
+    };
+    let mut trail = of([full.clone()]);
+    for n in 1..100 {
+        trail = Trail::decode(&ahead(n).merge(trail, Timestamp(1000)).encode()).unwrap();
+        // Nor does a clock that is behind.
+        for now in [0, 1000] {
+            assert_eq!(trail.best(Timestamp(now)), Some(&full), "{n}");
+        }
+    }
+    assert_eq!(trail.rows.len(), ROWS_MAX);
+    let later = trail.best(NOW).unwrap();
+    assert_eq!(later.rows, 20, "a month later it is old");
 }
 
+/// The one that a commit's edits have made far too full is the best of all for two weeks.
 #[test]
-fn what_came_after_the_best_is_the_fullest_of_the_newest_few() {
-    let full = TrailRow { rows: 1000, complete: true, ..row(5) };
-    let mut trail = settled(of((0..5).map(row).chain([full.clone()])));
-    assert_eq!(trail.since(&full), None, "older ones do not count");
-    let later = |n: u32| TrailRow { rows: 700 + n % 3, ..row(n) };
-    trail = trail.merge(of((6..10).map(later)));
-    assert_eq!(trail.since(&full), Some(&later(8)));
-    assert_eq!(trail.best(NOW), Some(&full));
-    assert_eq!(Trail::default().since(&full), None);
+fn what_the_best_may_hide_is_read_beside_it() {
+    let edited = TrailRow { rows: 5000, complete: true, ..row(5) };
+    let whole = |n: u32| TrailRow { rows: 500, ..row(n) };
+    let part = |n: u32| TrailRow { rows: 3, ..row(n) };
+    let beside = |rows: &[TrailRow]| {
+        let trail = settled(of(rows.iter().cloned()));
+        let best = trail.best(NOW).unwrap();
+        let commits = trail.beside(best, NOW).map(|row| row.commit.clone());
+        (best.commit.clone(), commits.collect::<Vec<_>>().join(" "))
+    };
+    let is = |best: &str, beside: &str| (best.to_owned(), beside.to_owned());
+    assert_eq!(beside(&[whole(4), edited.clone(), whole(6), whole(7)]), is("5", "7"));
+    assert_eq!(beside(&[edited.clone(), whole(6), part(7), part(8)]), is("5", "6 8"));
+    // It was edited once more.
+    assert_eq!(beside(&[whole(3), part(4), edited.clone()]), is("5", "3 4"));
+    // Of more small ones than are looked at first.
+    let mut many: Vec<_> = (8..30).map(part).collect();
+    many.extend([edited.clone(), whole(6)]);
+    assert_eq!(beside(&many), is("5", "6 29"));
+    // Nothing is hidden by one like the others, and nothing by the only one.
+    let complete = |n: u32| TrailRow { complete: true, ..whole(n) };
+    assert_eq!(beside(&[part(1), complete(2), whole(3), complete(4)]), is("4", ""));
+    assert_eq!(beside(&[complete(2), whole(3)]), is("2", "3"));
+    assert_eq!(beside(&[edited]), is("5", ""));
+    assert_eq!(Trail::default().beside(&whole(1), NOW).count(), 0);
 }
 
 #[test]

@@ -24,6 +24,8 @@ use crate::units::Timestamp;
 const USUAL: [&str; 2] = ["main", "master"];
 /// Sessions that are tried where the best one's manifest is gone.
 const OTHERS_MAX: usize = 2;
+/// And that are read beside it, as they may be what it hides.
+const BESIDE_MAX: usize = 3;
 /// Git is asked for the parents beside the first questions.
 pub(super) const PARENTS_WAIT: Duration = Duration::from_millis(250);
 
@@ -83,19 +85,14 @@ async fn of_realm(
     // Those of a part of what their trail has seen would hide a fuller one.
     let is_partial = |best: &&TrailRow| found.iter().all(|m| TrailRow::of(m).is_part_of(best));
     if let Some(best) = best.filter(is_partial) {
-        // And the fuller one what was built since.
-        let since = since(best, &trails);
-        let since = since.filter(|row| found.iter().all(|known| known.commit != row.commit));
-        let since = async { asked.manifest(&since?.commit, PARTS_MAX).await };
-        let (since, best) = join(since, asked.best_manifest(best, &trails)).await;
-        found.extend(since.into_iter().chain(best));
+        found.extend(asked.follow(best, &trails, &found).await);
     }
     if found.is_empty()
-        && let Some(best) = scope.as_ref().and_then(|trail| trail.best(now))
-        && let Some(manifest) = asked.manifest(&best.commit, PARTS_MAX).await
+        && let Some(scope) = scope
+        && let Some(best) = scope.best(now)
     {
-        forecast.is_by_scope_alone.store(true, Ordering::Relaxed);
-        found.push(manifest);
+        found = asked.follow(best, std::slice::from_ref(&scope), &[]).await;
+        forecast.is_by_scope_alone.store(!found.is_empty(), Ordering::Relaxed);
     }
     let fullest = found.iter().map(|manifest| manifest.rows.len()).max().unwrap_or(0);
     forecast.fullest.fetch_max(fullest, Ordering::Relaxed);
@@ -112,12 +109,6 @@ fn best_of(trails: &[Trail], now: Timestamp) -> Option<&TrailRow> {
             if own.is_part_of(other) || other.complete && !own.complete { other } else { own }
         },
     )
-}
-
-/// What came after the best, in its own trail and in nearer ones.
-fn since<'a>(best: &TrailRow, trails: &'a [Trail]) -> Option<&'a TrailRow> {
-    let at = trails.iter().position(|trail| trail.rows.contains(best))?;
-    trails[..=at].iter().find_map(|trail| trail.since(best))
 }
 
 struct Asked<'a> {
@@ -138,9 +129,32 @@ impl Asked<'_> {
         is_it.then_some(manifest)
     }
 
+    /// The manifest of the best session, behind those of others that it may hide: of its trail and of nearer
+    /// ones. All of them together take no more places than one.
+    async fn follow(&self, best: &TrailRow, trails: &[Trail], known: &[Manifest]) -> Vec<Manifest> {
+        let now = self.cache.clock().now();
+        let to = trails.iter().position(|trail| trail.rows.contains(best)).unwrap_or(0);
+        let mut beside: Vec<&str> = Vec::new();
+        for row in trails.iter().take(to + 1).flat_map(|trail| trail.beside(best, now)) {
+            let is_known = known.iter().any(|manifest| manifest.commit == row.commit);
+            if !is_known && !beside.contains(&&*row.commit) && beside.len() < BESIDE_MAX {
+                beside.push(&row.commit);
+            }
+        }
+        let parts = (PARTS_MAX / (beside.len() + 1)).max(1);
+        let others = join_all(beside.into_iter().map(|commit| self.manifest(commit, parts)));
+        let (others, best) = join(others, self.best_manifest(best, trails, parts)).await;
+        others.into_iter().chain([best]).flatten().collect()
+    }
+
     /// That of the best session; where upstream has let it go, of another one: the newest complete one
     /// first.
-    async fn best_manifest(&self, best: &TrailRow, trails: &[Trail]) -> Option<Manifest> {
+    async fn best_manifest(
+        &self,
+        best: &TrailRow,
+        trails: &[Trail],
+        parts: usize,
+    ) -> Option<Manifest> {
         let mut others: Vec<&str> = Vec::new();
         let now = self.cache.clock().now();
         let mut rows: Vec<_> = trails.iter().flat_map(|trail| trail.current(now)).collect();
@@ -151,7 +165,7 @@ impl Asked<'_> {
             }
         }
         for commit in std::iter::once(&*best.commit).chain(others.into_iter().take(OTHERS_MAX)) {
-            if let Some(manifest) = self.manifest(commit, PARTS_MAX).await {
+            if let Some(manifest) = self.manifest(commit, parts).await {
                 return Some(manifest);
             }
         }

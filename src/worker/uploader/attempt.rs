@@ -228,9 +228,10 @@ impl Attempt {
         let (name, limit) = (self.realm.name_of(&self.owed.key), manifest::SIZE_MAX as u64);
         let theirs = self.cache.read_value(&self.upstream, &name, limit).await;
         let Some(theirs) = theirs.map_err(BackendError::Unsure)? else { return Ok(Some(upload)) };
+        let now = self.cache.clock().now();
         let work = move || {
             let is_other = manifest::is_of_another_version(&theirs);
-            (!is_other).then(|| manifest::union(&ours, &theirs))
+            (!is_other).then(|| manifest::union(&ours, &theirs, now))
         };
         let merged = self.cache.tasks().blocking("merge a manifest", work).await.flatten();
         Ok(merged.map(|union| union.map_or(upload, |union| Upload::bytes(union.into()))))

@@ -179,7 +179,7 @@ async fn a_command_that_went_by_the_scopes_trail_does_not_blind_the_build() {
     backend.remove(&trail_name("team"));
     let b = Machine::new(&backend);
     let before = before_the_checkout(&b, "child", "").await;
-    assert_eq!((before.phase(), before.lists()), (Phase::Known, 60));
+    assert_eq!((before.phase(), before.lists()), (Phase::Known, 90));
     let session = b.begin_in(&b.realm(), "child", &["parent"]);
     b.settled(&session).await;
     assert_eq!(b.hits(Some(&session), &built).await, 30);
