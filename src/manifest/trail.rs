@@ -40,8 +40,8 @@ const COMPLETE: u8 = 1;
 /// Among how many of the newest the fullest is the best, where none is complete. They are followed
 /// however old they are.
 const NEWEST: usize = 8;
-/// So long after it the one session of all of a build leads, whatever came since. Then what is built may
-/// have become less.
+/// So long after it, and as long as it is among the newest few, the one session of all of a build leads,
+/// whatever came since. Then what is built may have become less.
 pub const LEADS_NS: u64 = 14 * 86_400 * 1_000_000_000;
 /// What covers a smaller part of what another does is of a part of the build.
 const PARTIAL: f64 = 0.8;
@@ -108,16 +108,20 @@ impl Trail {
         complete.or_else(|| fullest(current))
     }
 
-    /// What is read beside the best one, which may list far more than a build uses, as of a commit that was
-    /// edited and built all day, or be older than what is built now: the best of all others, complete or
-    /// not, and the newest. None where the best is the newest too and others are about as full.
-    pub fn beside(&self, best: &TrailRow, now: Timestamp) -> impl Iterator<Item = &TrailRow> {
-        let others = self.current(now).filter(|row| row.commit != best.commit);
-        let (newest, fullest) = (others.clone().next(), fullest(others));
-        let is_newest = self.rows.first().is_some_and(|row| row.commit == best.commit);
-        let is_plain = is_newest && fullest.is_some_and(|row| !row.is_part_of(best));
-        let newest = newest.filter(|newest| fullest.is_none_or(|row| row.commit != newest.commit));
-        fullest.into_iter().chain(newest).filter(move |_| !is_plain)
+    /// What the best one may hide: what came since, of which the newest is read beside it, and the newest of
+    /// the whole; and what came before, where the best is far fuller, as a commit is that was edited and
+    /// built all day: its place is that of when it was built last.
+    pub fn beside(&self, best: &TrailRow, now: Timestamp) -> Beside<'_> {
+        let current: Vec<_> = self.current(now).collect();
+        let at = current.iter().position(|row| row.commit == best.commit);
+        let (newer, older) = current.split_at(at.unwrap_or(current.len()));
+        let older = older.get(1..).unwrap_or_default();
+        let last = older.first().filter(|_| newer.is_empty()).copied();
+        let fuller_than = |row: &&TrailRow| row.is_part_of(best);
+        Beside {
+            newer: newer.first().copied().into_iter().chain(newest_whole(newer)).collect(),
+            older: newest_whole(older).into_iter().chain(last).filter(fuller_than).collect(),
+        }
     }
 
     /// Its bytes, at most `SIZE_MAX`; settled as `merge` does it. Texts are cut, packs beyond the
@@ -163,6 +167,19 @@ impl Trail {
         reader.close()?;
         Ok(trail)
     }
+}
+
+/// What the session to start from may hide. One may be named twice.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    pub newer: Vec<&'a TrailRow>,
+    pub older: Vec<&'a TrailRow>,
+}
+
+/// The newest that is not of a part of what the fullest covers.
+fn newest_whole<'a>(rows: &[&'a TrailRow]) -> Option<&'a TrailRow> {
+    let fullest = fullest(rows.iter().copied())?;
+    rows.iter().copied().find(|row| !row.is_part_of(fullest))
 }
 
 /// The fullest of the newest few, unless an older one has much more.

@@ -19,7 +19,7 @@ mod needs;
 mod segments;
 
 use needs::{Level, Needs, Owed};
-use segments::{Coldest, Judged};
+use segments::{Coldest, Judged, NEVER};
 
 /// Longer than a helper takes to report what it used.
 pub const GRACE_S: u32 = 15;
@@ -173,14 +173,15 @@ impl Store {
     fn choose_victims(&self, eviction: &mut Eviction, excess: u64, done: &mut Evicted) -> State {
         let files = self.inner.tail.file_bytes.load(Ordering::Relaxed);
         let segments = self.used_bytes().saturating_sub(files);
-        // Whichever holds more gives first, or segments that are older than any file; the other follows
-        // if that yields nothing.
+        // Whichever holds more gives first; the other follows if that yields nothing.
         let files_alone = self.wants_files_alone();
+        let by_segment = segments > files && !files_alone;
         let needs = self.needs(eviction);
-        let by_segment =
-            !files_alone && (segments > files || self.is_a_segment_older(eviction, &needs));
+        if !by_segment && !files_alone {
+            self.evict_older_segment(eviction, &needs, done);
+        }
         let mut coldest =
-            if by_segment { Some(self.coldest_segment(eviction, &needs)) } else { None };
+            if by_segment { Some(self.coldest_segment(eviction, &needs, NEVER)) } else { None };
         for level in Level::ALL {
             let tries = if level == Level::Last { SAMPLES_AT_LAST } else { 1 };
             if !by_segment && self.condemn_files(eviction, (&needs, level), tries, excess, done) {
@@ -189,7 +190,8 @@ impl Store {
             if files_alone {
                 continue;
             }
-            let coldest = coldest.get_or_insert_with(|| self.coldest_segment(eviction, &needs));
+            let coldest =
+                coldest.get_or_insert_with(|| self.coldest_segment(eviction, &needs, NEVER));
             if let Coldest::At(at, number) = *coldest
                 && at <= level
                 && self.evict_segment(eviction, &needs, (level, number), done)
@@ -205,14 +207,6 @@ impl Store {
             }
         }
         State::Stuck
-    }
-
-    /// Whether a segment was used before all files that are found to give way. What names outputs that are
-    /// gone is used no more, and is nothing that files could give up.
-    fn is_a_segment_older(&self, eviction: &mut Eviction, needs: &Needs) -> bool {
-        let Some(segment) = self.oldest_segment(eviction, needs) else { return false };
-        let file = self.coldest_file(eviction, needs, Level::Last);
-        file.is_none_or(|(key, row)| segment < self.touched(&key, &row))
     }
 
     fn needs(&self, eviction: &mut Eviction) -> Needs {

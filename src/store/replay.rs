@@ -10,6 +10,7 @@ use crate::entry::{Key, Kind, RealmId};
 use crate::store::index::{Covered, Index, IndexError, Op, Owed, sound};
 use crate::store::layout::Layout;
 use crate::store::record::{EntryMeta, Place, Stamp};
+use crate::store::sectors::Sectors;
 use crate::store::segment::{self, Position, Record, Seal, Tag};
 use crate::store::{row_of, seconds, trust};
 use crate::units::Clock;
@@ -62,6 +63,7 @@ pub(super) fn open_index(
     let mut replay = Replay {
         layout,
         seal,
+        clock,
         index: &index,
         ops: Vec::new(),
         covered: before.unwrap_or_default(),
@@ -118,6 +120,7 @@ fn set_aside(layout: &Layout) -> io::Result<()> {
 struct Replay<'a> {
     layout: &'a Layout,
     seal: &'a Seal,
+    clock: &'a Clock,
     index: &'a Index,
     ops: Vec<Op>,
     covered: Covered,
@@ -135,6 +138,7 @@ impl Replay<'_> {
     fn run(&mut self) -> Result<(), IndexError> {
         let from = self.covered.position;
         let all = segment::list(&self.layout.segments())?;
+        let control = File::open(self.layout.nonce())?;
         // All others are on the disk for long, also where the index is built anew.
         let recent = all.len().saturating_sub(RECENT);
         for (nth, number) in all.into_iter().enumerate() {
@@ -150,7 +154,9 @@ impl Replay<'_> {
                 continue;
             }
             let mut records = Vec::new();
-            let scanned = segment::scan_past_bad_sectors(
+            let mut sectors = Sectors::new(&file, &control, self.clock);
+            let scanned = segment::scan_by(
+                |bytes, at| sectors.read(bytes, at),
                 (&file, number),
                 self.seal,
                 start,
@@ -159,6 +165,9 @@ impl Replay<'_> {
                 },
             )?;
             self.skipped += scanned.skipped;
+            if !records.is_empty() {
+                self.ops.push(Op::SegmentTouched { segment: number, at: self.now });
+            }
             let is_recent = nth >= recent;
             if is_recent && !records.is_empty() {
                 self.segments.push(file);

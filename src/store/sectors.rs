@@ -1,132 +1,209 @@
 //! Reading on where a disk has sectors that it cannot give any more: what lies there is lost, and not the
 //! start. Only for who reads a segment to learn what is in it; who gives one up must know all of it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use crate::tasks::sync;
+use crate::units::Clock;
+
 /// What a disk gives or fails to give as a whole, at most.
-const SECTOR: usize = 4096;
-/// A fault that passes is over when one of so many rounds reads what the others could not.
+const SECTOR: u64 = 4096;
+/// A fault passes if one of so many rounds reads what the others could not, or one within this time.
 const ROUNDS: usize = 30;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A disk may take seconds over each sector that it has lost. What is not read by then is not tried again.
+const MOST: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-/// Fills `bytes` from `at`. Sectors that cannot be read though others can are zeros, which is no record.
-pub(super) fn read(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
-    let lost = read_by(bytes, at, PAUSE, |bytes, at| file.read_exact_at(bytes, at))?;
-    if lost > 0 {
-        tracing::error!(
-            at,
-            bytes = lost,
-            "store: the disk cannot read a part of a segment; what the index did not know of it is lost"
-        );
+/// A file, and what of it was found to be lost.
+pub(super) struct Sectors<'a> {
+    file: &'a File,
+    /// Another file of the same disk: while that cannot be read either, nothing is known of a sector.
+    control: &'a File,
+    clock: &'a Clock,
+    /// Their numbers.
+    lost: BTreeSet<u64>,
+}
+
+impl<'a> Sectors<'a> {
+    pub(super) const fn new(file: &'a File, control: &'a File, clock: &'a Clock) -> Self {
+        Self { file, control, clock, lost: BTreeSet::new() }
+    }
+
+    /// Fills `bytes` from `at`. Sectors that are lost are zeros, which is no record.
+    pub(super) fn read(&mut self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        let (file, control, clock) = (self.file, self.control, self.clock);
+        let before = self.lost.len();
+        let began = clock.elapsed();
+        let waited = || clock.elapsed().saturating_sub(began);
+        let read = |bytes: &mut [u8], at: u64| file.read_exact_at(bytes, at);
+        read_by(bytes, at, &mut self.lost, (read, waited), || {
+            control.read_exact_at(&mut [0], 0)?;
+            sync::sleep(PAUSE);
+            Ok(())
+        })?;
+        if self.lost.len() > before {
+            tracing::error!(
+                at,
+                sectors = self.lost.len() - before,
+                "store: the disk cannot read a part of a segment; what the index did not know of it is lost"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// `pause` fails where the whole disk does.
+fn read_by(
+    bytes: &mut [u8],
+    at: u64,
+    lost: &mut BTreeSet<u64>,
+    (mut read, waited): (impl FnMut(&mut [u8], u64) -> io::Result<()>, impl Fn() -> Duration),
+    mut pause: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    match read(bytes, at) {
+        Err(error) if error.raw_os_error() == Some(EIO) => {}
+        other => return other,
+    }
+    let end = at + bytes.len() as u64;
+    let mut missing: Vec<u64> = (at / SECTOR..end.div_ceil(SECTOR)).collect();
+    missing.retain(|sector| !lost.contains(sector));
+    let mut idle = 0;
+    loop {
+        let before = missing.len();
+        for sector in std::mem::take(&mut missing) {
+            if waited() > MOST {
+                missing.push(sector);
+                continue;
+            }
+            match read(part(bytes, at, sector), at.max(sector * SECTOR)) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(EIO) => missing.push(sector),
+                Err(error) => return Err(error),
+            }
+        }
+        idle = if missing.len() < before { 0 } else { idle + 1 };
+        if missing.is_empty() {
+            break;
+        }
+        pause()?;
+        if idle >= ROUNDS || idle > 0 && waited() > PATIENCE {
+            break;
+        }
+    }
+    lost.extend(missing);
+    for sector in lost.range(at / SECTOR..end.div_ceil(SECTOR)) {
+        part(bytes, at, *sector).fill(0);
     }
     Ok(())
 }
 
-/// How many bytes of it are lost. Nothing is given up where nothing can be read: that is the whole disk.
-fn read_by(
-    bytes: &mut [u8],
-    at: u64,
-    pause: Duration,
-    mut read: impl FnMut(&mut [u8], u64) -> io::Result<()>,
-) -> io::Result<usize> {
-    let Err(error) = read(bytes, at) else { return Ok(0) };
-    if error.raw_os_error() != Some(EIO) {
-        return Err(error);
-    }
-    let mut missing: Vec<usize> = (0..bytes.len()).step_by(SECTOR).collect();
-    let all = missing.len();
-    let mut idle = 0;
-    while !missing.is_empty() && idle < ROUNDS {
-        let before = missing.len();
-        let mut failed = None;
-        missing.retain(|from| {
-            let end = bytes.len().min(from + SECTOR);
-            let sector = &mut bytes[*from..end];
-            read(sector, at + *from as u64).map_err(|error| failed = Some(error)).is_err()
-        });
-        if missing.len() == all {
-            return Err(failed.unwrap_or(error));
-        }
-        idle = if missing.len() < before { 0 } else { idle + 1 };
-        if !missing.is_empty() {
-            std::thread::sleep(pause);
-        }
-    }
-    let mut lost = 0;
-    for from in missing {
-        let end = bytes.len().min(from + SECTOR);
-        bytes[from..end].fill(0);
-        lost += end - from;
-    }
-    Ok(lost)
+/// What of a sector is in `bytes`, which begin at `at`.
+fn part(bytes: &mut [u8], at: u64, sector: u64) -> &mut [u8] {
+    let place = |offset: u64| {
+        usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len())
+    };
+    let (from, to) = (place(sector * SECTOR), place((sector + 1) * SECTOR));
+    &mut bytes[from..to]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SIZE: usize = 10 * SECTOR + 100;
+    const AT: usize = 5000;
+
+    fn soon() -> Duration {
+        Duration::ZERO
+    }
 
     /// Each sector has other bytes, and none is zero.
     fn on_disk() -> Vec<u8> {
-        (1..=255_u8).cycle().take(SIZE).collect()
+        (1..=255_u8).cycle().take(11 * 4096 + 100).collect()
     }
 
-    /// Reads of `on_disk`, of which those fail that `fails` says, by the number of the call and the sector.
-    fn read_where(
-        on_disk: &[u8],
-        fails: impl Fn(usize, usize) -> bool,
-    ) -> (io::Result<usize>, Vec<u8>) {
-        let mut bytes = vec![9; on_disk.len() - SECTOR];
-        let mut calls = 0;
-        let result = read_by(&mut bytes, SECTOR as u64, Duration::ZERO, |bytes, at| {
+    /// Reads of what is on the disk from `AT` on, of which those fail that `fails` says, by the number of the
+    /// call and the sector; what is lost.
+    fn read_where(fails: impl Fn(usize, usize) -> bool) -> (io::Result<Vec<u64>>, Vec<u8>) {
+        let on_disk = on_disk();
+        let mut bytes = vec![9; on_disk.len() - AT];
+        let (mut calls, mut lost) = (0, BTreeSet::new());
+        let read = |bytes: &mut [u8], at: u64| {
             calls += 1;
             let from = usize::try_from(at).unwrap();
-            let mut sectors = from / SECTOR..=(from + bytes.len() - 1) / SECTOR;
+            let mut sectors = from / 4096..=(from + bytes.len() - 1) / 4096;
             if sectors.any(|sector| fails(calls, sector)) {
                 bytes.fill(7);
                 return Err(io::Error::from_raw_os_error(EIO));
             }
             bytes.copy_from_slice(&on_disk[from..from + bytes.len()]);
             Ok(())
-        });
-        (result, bytes)
+        };
+        let result = read_by(&mut bytes, AT as u64, &mut lost, (read, soon), || Ok(()));
+        (result.map(|()| lost.into_iter().collect()), bytes)
     }
 
     #[test]
     fn what_a_disk_cannot_give_is_zeros_and_the_rest_is_read() {
-        let on_disk = on_disk();
-        let (lost, bytes) = read_where(&on_disk, |_, sector| sector == 3 || sector == 10);
-        assert_eq!(lost.unwrap(), SECTOR + 100);
-        let mut expected = on_disk[SECTOR..].to_vec();
-        expected[2 * SECTOR..3 * SECTOR].fill(0);
-        expected[9 * SECTOR..].fill(0);
-        assert!(bytes == expected);
+        let bad = [1, 3, 11];
+        let (lost, bytes) = read_where(|_, sector| bad.contains(&sector));
+        assert_eq!(lost.unwrap(), [1, 3, 11]);
+        let mut expected = on_disk();
+        for sector in bad {
+            let end = expected.len().min((sector + 1) * 4096);
+            expected[sector * 4096..end].fill(0);
+        }
+        assert!(bytes == expected[AT..]);
     }
 
     #[test]
     fn a_fault_that_passes_loses_nothing() {
-        let on_disk = on_disk();
         for until in [2, 13, 40] {
-            let (lost, bytes) = read_where(&on_disk, |call, sector| {
-                call == 1 || call < until && sector == 4 || call < until + 20 && sector == 7
+            let (lost, bytes) = read_where(|call, sector| {
+                call == 1 || call < until || call < until + 20 && sector == 7
             });
-            assert_eq!(lost.unwrap(), 0);
-            assert!(bytes == on_disk[SECTOR..]);
+            assert!(lost.unwrap().is_empty(), "{until}");
+            assert!(bytes == on_disk()[AT..]);
         }
     }
 
     #[test]
+    fn what_is_lost_is_not_waited_for_again() {
+        let mut lost = BTreeSet::from([1]);
+        let (mut bytes, mut rounds) = ([9; 8192], 0);
+        let read = |bytes: &mut [u8], at: u64| {
+            bytes.fill(5);
+            if at / SECTOR == 1 || (at + bytes.len() as u64).div_ceil(SECTOR) > 2 {
+                return Err(io::Error::from_raw_os_error(EIO));
+            }
+            Ok(())
+        };
+        let pause = || {
+            rounds += 1;
+            Ok(())
+        };
+        let late = || PATIENCE + PAUSE;
+        read_by(&mut bytes, 4096, &mut lost, (read, late), pause).unwrap();
+        assert_eq!((lost, rounds), (BTreeSet::from([1, 2]), 1));
+        assert_eq!(bytes, [0; 8192]);
+    }
+
+    /// It is not the sector's fault, and what cannot be told apart is not given up.
+    #[test]
     fn a_disk_that_gives_nothing_is_an_error() {
-        let (lost, _) = read_where(&[1; SIZE], |_, _| true);
-        assert_eq!(lost.unwrap_err().raw_os_error(), Some(EIO));
-        let mut bytes = [0; SECTOR];
-        let denied = |_: &mut [u8], _| Err(io::Error::from_raw_os_error(13));
-        let lost = read_by(&mut bytes, 0, Duration::ZERO, denied);
-        assert_eq!(lost.unwrap_err().raw_os_error(), Some(13));
+        let broken = || io::Error::from_raw_os_error(EIO);
+        let mut lost = BTreeSet::new();
+        let fails = |_: &mut [u8], _: u64| Err(broken());
+        let error = read_by(&mut [0; 100], 0, &mut lost, (fails, soon), || Err(broken()));
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(EIO));
+        let denied = |_: &mut [u8], _: u64| Err(io::Error::from_raw_os_error(13));
+        let error = read_by(&mut [0; 100], 0, &mut lost, (denied, soon), || Ok(()));
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(13));
+        assert!(lost.is_empty());
     }
 }

@@ -18,7 +18,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::entry::Digest;
-use crate::store::sectors;
 
 pub const MAGIC: [u8; 4] = *b"LREC";
 pub const VERSION: u8 = 1;
@@ -248,23 +247,13 @@ pub fn scan(
     from: u64,
     visit: impl FnMut(u32, u32, Record),
 ) -> io::Result<Scanned> {
-    scan_by(|file, bytes, at| file.read_exact_at(bytes, at), segment, seal, from, visit)
+    let file = segment.0;
+    scan_by(|bytes, at| file.read_exact_at(bytes, at), segment, seal, from, visit)
 }
 
-/// As `scan`, where sectors that the disk cannot give are bad stretches, too.
-pub fn scan_past_bad_sectors(
-    segment: (&File, u32),
-    seal: &Seal,
-    from: u64,
-    visit: impl FnMut(u32, u32, Record),
-) -> io::Result<Scanned> {
-    scan_by(sectors::read, segment, seal, from, visit)
-}
-
-type Read = fn(&File, &mut [u8], u64) -> io::Result<()>;
-
-fn scan_by(
-    read: Read,
+/// As `scan`, by somebody else's way of reading.
+pub(super) fn scan_by(
+    read: impl FnMut(&mut [u8], u64) -> io::Result<()>,
     (file, segment): (&File, u32),
     seal: &Seal,
     from: u64,
@@ -272,7 +261,7 @@ fn scan_by(
 ) -> io::Result<Scanned> {
     let size = file.metadata()?.len();
     let mut scanned = Scanned { end: from, skipped: 0 };
-    let mut window = Window { file, read, start: from, bytes: Vec::new() };
+    let mut window = Window { read, start: from, bytes: Vec::new() };
     let mut at = from;
     while at < size {
         let bytes = window.at(at, size)?;
@@ -295,14 +284,13 @@ fn scan_by(
 }
 
 /// A sliding view of a segment, always holding at least one whole record if the file does.
-struct Window<'a> {
-    file: &'a File,
-    read: Read,
+struct Window<R> {
+    read: R,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl Window<'_> {
+impl<R: FnMut(&mut [u8], u64) -> io::Result<()>> Window<R> {
     fn at(&mut self, at: u64, size: u64) -> io::Result<&[u8]> {
         const READ_AHEAD: u64 = 4 << 20;
         let want = (RECORD_MAX as u64 + 8).min(size - at);
@@ -310,7 +298,7 @@ impl Window<'_> {
         if at < self.start || at + want > held_to {
             let len = usize::try_from(READ_AHEAD.min(size - at)).unwrap_or(usize::MAX);
             self.bytes.resize(len, 0);
-            (self.read)(self.file, &mut self.bytes, at)?;
+            (self.read)(&mut self.bytes, at)?;
             self.start = at;
         }
         let from = usize::try_from(at - self.start).unwrap_or(usize::MAX);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use crate::entry::Key;
-use crate::store::record::{Place, Row};
+use crate::store::record::Row;
 use crate::store::{Store, seconds};
 use crate::tasks::sync::MutexGuard;
 
@@ -45,9 +45,7 @@ impl Store {
         }
         let mut touches = self.touches();
         touches.keys.insert(key.encode(), now);
-        if row.place == Place::Inline {
-            touches.segments.insert(row.at.segment, now);
-        }
+        touches.segments.insert(row.at.segment, now);
         if touches.keys.len() >= TOUCHES_MAX {
             drop(touches);
             self.flush_touches();

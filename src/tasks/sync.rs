@@ -19,6 +19,8 @@ mod plain {
     pub use tokio::sync::watch;
     pub use tokio::task::AbortHandle;
 
+    pub use std::thread::sleep;
+
     pub use crate::tasks::thread;
 
     #[expect(clippy::disallowed_methods, reason = "for tasks, the one place that spawns")]

@@ -10,6 +10,7 @@
 mod check;
 mod damage;
 mod disk;
+#[expect(dead_code, reason = "others lose sectors")]
 #[path = "../support/failing.rs"]
 mod failing;
 mod faults;

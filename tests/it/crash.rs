@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use larder::units::{Clock, Random};
 
+use crate::failing::FailingDisk;
 use crate::harness::{Home, ac, cas, noise};
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::http::send;
@@ -169,4 +170,38 @@ fn a_damaged_index_is_built_again() {
     for n in 0..100_u8 {
         assert_eq!(daemon.get(&ac(n)).body, [n; 3000]);
     }
+}
+
+/// A segment with a bad sector, which had to be replayed, once stopped every start.
+#[test]
+fn a_sector_that_cannot_be_read_costs_what_lies_there_and_no_start() {
+    let home = Home::new();
+    let daemon = home.daemon(&[]);
+    let bodies: Vec<_> = (0..200).map(|n| noise(n, 1000)).collect();
+    for (n, body) in bodies.iter().enumerate() {
+        daemon.put(&format!("/kv/{n}"), body);
+    }
+    daemon.terminate();
+    // All of the segment is to be read.
+    std::fs::remove_dir_all(home.store().join("index")).unwrap();
+    let disk = FailingDisk::new(home.path(), &home.store());
+    disk.control().lose(100_000..100_001);
+    let daemon = home.daemon_with(&[], |command| {
+        command.envs(disk.environment());
+    });
+    assert!(disk.control().failed() > 0, "its library was not loaded");
+    let mut lost = 0;
+    for (n, body) in bodies.iter().enumerate() {
+        let answer = daemon.get(&format!("/kv/{n}"));
+        match answer.status {
+            404 => lost += 1,
+            status => assert!(status == 200 && answer.body == *body, "{n}: {status}"),
+        }
+    }
+    assert!((1..8).contains(&lost), "{lost} entries were on one sector");
+    assert!(home.log().contains("the disk cannot read a part of a segment"), "{}", home.log());
+    let body = noise(1000, 1000);
+    daemon.put("/kv/new", &body);
+    assert!(daemon.get("/kv/new").body == body);
+    daemon.terminate();
 }

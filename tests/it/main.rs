@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[expect(dead_code, reason = "other binaries let single calls fail")]
+#[path = "../support/failing.rs"]
+mod failing;
 mod harness;
 #[expect(dead_code, reason = "what needs real clients is used by the other binary")]
 #[path = "../support/mod.rs"]

@@ -2,7 +2,8 @@
  *
  * FAULT_CONTROL names a file of the shape below, mapped by this process and by whoever looks on. Every
  * call has a number; those from `from` on, before `to`, and of the kinds in `kinds` fail with `error`.
- * An error of 0: reads and writes do half of what they were asked for, others are done.
+ * An error of 0: reads and writes do half of what they were asked for, others are done. Reads of segments at
+ * an offset that meet the bytes from `lost_from` to `lost_to` fail with EIO, as those of a bad sector do.
  *
  * What goes past the C library, and what is done through a map, is not seen. */
 #define _GNU_SOURCE
@@ -24,7 +25,7 @@
 enum kind { OPEN = 1, READ = 2, WRITE = 4, RENAME = 8, SYNC = 16, REMOVE = 32, LENGTH = 64 };
 
 struct control {
-    _Atomic uint64_t count, from, to, kinds, error, failed;
+    _Atomic uint64_t count, from, to, kinds, error, failed, lost_from, lost_to;
 };
 
 static struct control *control;
@@ -48,7 +49,7 @@ __attribute__((constructor)) static void begin(void) {
 static int is_below(const char *path) {
     return control && path && strncmp(path, root, root_len) == 0 && path[root_len] == '/';
 }
-static int is_watched(int fd) { return control && fd >= 0 && fd < FDS && watched[fd]; }
+static int is_watched(int fd) { return control && fd >= 0 && fd < FDS ? watched[fd] : 0; }
 
 /* The error of this call; -1: none, 0: do half. */
 static int due(enum kind kind) {
@@ -69,7 +70,7 @@ static int open_at(int dir, const char *path, int flags, mode_t mode) {
     int is_ours = is_below(path);
     FAIL(is_ours, OPEN)
     int fd = (int)syscall(SYS_openat, dir, path, flags, mode);
-    if (fd >= 0 && fd < FDS) watched[fd] = (char)is_ours;
+    if (fd >= 0 && fd < FDS) watched[fd] = (char)(is_ours ? 1 + !!strstr(path, "/segments/") : 0);
     return fd;
 }
 
@@ -99,6 +100,11 @@ ssize_t read(int fd, void *to, size_t n) {
 
 ssize_t pread(int fd, void *to, size_t n, off_t at) {
     FAIL(is_watched(fd), READ)
+    if (is_watched(fd) == 2 && at < (off_t)control->lost_to && at + (off_t)n > (off_t)control->lost_from) {
+        atomic_fetch_add(&control->failed, 1);
+        errno = EIO;
+        return -1;
+    }
     return syscall(SYS_pread64, fd, to, part(error, n), at);
 }
 

@@ -27,6 +27,8 @@ const TO: u64 = 2;
 const KINDS: u64 = 3;
 const ERROR: u64 = 4;
 const FAILED: u64 = 5;
+const LOST_FROM: u64 = 6;
+const LOST_TO: u64 = 7;
 
 /// The calls below one directory, of all processes that were told of it.
 pub(crate) struct FailingDisk {
@@ -46,7 +48,7 @@ impl FailingDisk {
             assert!(cc.status().expect("a C compiler, as the index needs too").success());
         }
         let disk = Self { library, root: root.to_owned(), numbers: root.with_extension("calls") };
-        std::fs::write(&disk.numbers, [0; 48]).expect("a test's directory can be written");
+        std::fs::write(&disk.numbers, [0; 64]).expect("a test's directory can be written");
         disk
     }
 
@@ -99,7 +101,13 @@ impl Control {
         self.set(TO, from.saturating_add(length));
     }
 
-    /// From now on nothing fails.
+    /// What these bytes of each segment are on can never be read again.
+    pub(crate) fn lose(&self, bytes: std::ops::Range<u64>) {
+        self.set(LOST_FROM, bytes.start);
+        self.set(LOST_TO, bytes.end);
+    }
+
+    /// From now on nothing fails, but for what is lost.
     pub(crate) fn heal(&self) {
         self.set(TO, 0);
     }

@@ -204,27 +204,37 @@ fn what_the_best_may_hide_is_read_beside_it() {
     let edited = TrailRow { rows: 5000, complete: true, ..row(5) };
     let whole = |n: u32| TrailRow { rows: 500, ..row(n) };
     let part = |n: u32| TrailRow { rows: 3, ..row(n) };
-    let beside = |rows: &[TrailRow]| {
+    let said = |rows: &[&TrailRow]| {
+        let mut commits: Vec<&str> = rows.iter().map(|row| &*row.commit).collect();
+        commits.dedup();
+        commits.join(" ")
+    };
+    let check = |rows: &[TrailRow], expected: [&str; 3]| {
         let trail = settled(of(rows.iter().cloned()));
         let best = trail.best(NOW).unwrap();
-        let commits = trail.beside(best, NOW).map(|row| row.commit.clone());
-        (best.commit.clone(), commits.collect::<Vec<_>>().join(" "))
+        let beside = trail.beside(best, NOW);
+        let found = [said(&beside.newer), best.commit.clone(), said(&beside.older)];
+        assert_eq!(found, expected, "{rows:?}");
     };
-    let is = |best: &str, beside: &str| (best.to_owned(), beside.to_owned());
-    assert_eq!(beside(&[whole(4), edited.clone(), whole(6), whole(7)]), is("5", "7"));
-    assert_eq!(beside(&[edited.clone(), whole(6), part(7), part(8)]), is("5", "6 8"));
-    // It was edited once more.
-    assert_eq!(beside(&[whole(3), part(4), edited.clone()]), is("5", "3 4"));
-    // Of more small ones than are looked at first.
-    let mut many: Vec<_> = (8..30).map(part).collect();
-    many.extend([edited.clone(), whole(6)]);
-    assert_eq!(beside(&many), is("5", "6 29"));
+    let fuller = |n: u32, rows: u32| TrailRow { rows, ..whole(n) };
+    check(&[whole(4), edited.clone(), whole(6), whole(7)], ["7", "5", "4"]);
+    check(&[fuller(4, 501), edited.clone(), whole(6), part(7), part(8)], ["8 6", "5", "4"]);
+    // It was edited once more; and so was another.
+    check(&[whole(3), part(4), edited.clone()], ["", "5", "3 4"]);
+    check(&[fuller(3, 4500), whole(4), edited.clone()], ["", "5", "4"]);
+    // More small ones than are looked at first.
+    let many: Vec<_> = (8..30).map(part).chain([edited.clone(), whole(6)]).collect();
+    check(&many, ["29 6", "5", ""]);
     // Nothing is hidden by one like the others, and nothing by the only one.
     let complete = |n: u32| TrailRow { complete: true, ..whole(n) };
-    assert_eq!(beside(&[part(1), complete(2), whole(3), complete(4)]), is("4", ""));
-    assert_eq!(beside(&[complete(2), whole(3)]), is("2", "3"));
-    assert_eq!(beside(&[edited]), is("5", ""));
-    assert_eq!(Trail::default().beside(&whole(1), NOW).count(), 0);
+    check(&[part(1), complete(2), fuller(3, 520), complete(4)], ["", "4", ""]);
+    check(&[complete(2), whole(3)], ["3", "2", ""]);
+    check(&[complete(2), part(3), complete(4), part(5)], ["5", "4", ""]);
+    check(std::slice::from_ref(&edited), ["", "5", ""]);
+    // By one of another branch: all of it is nearer.
+    let own = settled(of([whole(1), whole(2), part(3)]));
+    assert_eq!(said(&own.beside(&edited, NOW).newer), "3 2");
+    assert!(Trail::default().beside(&edited, NOW).newer.is_empty());
 }
 
 #[test]

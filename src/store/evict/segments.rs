@@ -15,6 +15,8 @@ use crate::store::tail::Append;
 /// What was found out about a segment counts for this long; that it must stay, a second longer for
 /// each segment there is, so that a store that is full is not read through all the time.
 const JUDGED_FOR_S: u32 = 20;
+/// Later than all that was used.
+pub(super) const NEVER: u32 = u32::MAX;
 /// The coldest segments, of which the one with the least that is needed goes.
 const LOOKED_AT: usize = 4;
 
@@ -37,14 +39,19 @@ pub(super) enum Coldest {
 }
 
 impl Store {
-    /// Looks at some of the coldest segments that were not looked at lately.
-    pub(super) fn coldest_segment(&self, eviction: &mut Eviction, needs: &Needs) -> Coldest {
-        let open = self.open_to_look(eviction, needs);
+    /// Looks at some of the coldest segments that were not looked at lately, and not used since `before`.
+    pub(super) fn coldest_segment(
+        &self,
+        eviction: &mut Eviction,
+        needs: &Needs,
+        before: u32,
+    ) -> Coldest {
+        let open = self.open_to_look(eviction, needs, before);
         if open.is_empty() {
             return Coldest::Nowhere;
         }
         let mut best: Option<(Level, u32)> = None;
-        for (_, number) in open.into_iter().take(LOOKED_AT) {
+        for number in open.into_iter().take(LOOKED_AT) {
             let judged = match eviction.judged.get(&number) {
                 Some(judged) => *judged,
                 None => self.judge(number, needs),
@@ -59,15 +66,34 @@ impl Store {
         best.map_or(Coldest::More, |(level, number)| Coldest::At(level, number))
     }
 
-    /// When the first segment that may go was last written or read, as far as it is known.
-    pub(super) fn oldest_segment(&self, eviction: &mut Eviction, needs: &Needs) -> Option<u32> {
-        let (touched, _) = *self.open_to_look(eviction, needs).first()?;
-        Some(touched.max(self.inner.fresh_since))
+    /// Gives up a segment that was used before all files that are found to give way, beside these: what names
+    /// outputs that are gone is used no more, and is nothing that files could give up.
+    pub(super) fn evict_older_segment(
+        &self,
+        eviction: &mut Eviction,
+        needs: &Needs,
+        done: &mut Evicted,
+    ) {
+        if !self.has_segment_before(eviction, needs, NEVER) {
+            return;
+        }
+        let Some((key, row)) = self.coldest_file(eviction, needs, Level::Last) else { return };
+        let before = self.touched(&key, &row);
+        if self.has_segment_before(eviction, needs, before)
+            && let Coldest::At(level, number) = self.coldest_segment(eviction, needs, before)
+            && level <= Level::Hours
+        {
+            self.evict_segment(eviction, needs, (level, number), done);
+        }
     }
 
-    /// Segments that were not found to be needed lately, coldest first, each behind when it was last
-    /// written or read.
-    fn open_to_look(&self, eviction: &mut Eviction, needs: &Needs) -> Vec<(u32, u32)> {
+    fn has_segment_before(&self, eviction: &mut Eviction, needs: &Needs, before: u32) -> bool {
+        !self.open_to_look(eviction, needs, before).is_empty()
+    }
+
+    /// Segments that were not found to be needed lately, coldest first. Of one of which nobody knows when it
+    /// was used it cannot be said that it was `before` something.
+    fn open_to_look(&self, eviction: &mut Eviction, needs: &Needs, before: u32) -> Vec<u32> {
         let candidates = self.closed_segments().unwrap_or_default();
         let longer = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
         eviction.judged.retain(|_, judged| {
@@ -75,10 +101,16 @@ impl Store {
             needs.now >= judged.at && needs.now - judged.at < JUDGED_FOR_S.saturating_add(longer)
         });
         let is_open = |number: &u32| eviction.judged.get(number).is_none_or(|j| j.level.is_some());
-        candidates.into_iter().filter(|(_, number)| is_open(number)).collect()
+        let known_before = |touched: u32| {
+            before == NEVER || touched > 0 && touched.max(self.inner.fresh_since) < before
+        };
+        let open = candidates
+            .into_iter()
+            .filter(|(touched, number)| known_before(*touched) && is_open(number));
+        open.map(|(_, number)| number).collect()
     }
 
-    /// Those that are not written to any more, coldest first: longest neither written nor read.
+    /// Those that are not written to any more, each behind when it was last written or read, coldest first.
     fn closed_segments(&self) -> Option<Vec<(u32, u32)>> {
         let current = self.inner.tail.current_segment();
         let touched: HashMap<u32, u32> =

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::{join, join_all, join3};
 
 use crate::backend::{Name, Space};
 use crate::cache::Cache;
@@ -16,7 +16,7 @@ use crate::cache::fresh::PARTS_MAX;
 use crate::cache::realm::{Realm, Upstream};
 use crate::entry::action::Packed;
 use crate::entry::{Digest, RealmId, Why};
-use crate::manifest::trail::{self, Trail, TrailRow};
+use crate::manifest::trail::{self, Beside, Trail, TrailRow};
 use crate::manifest::{self, FormatError, Manifest, Place};
 use crate::units::Timestamp;
 
@@ -129,22 +129,42 @@ impl Asked<'_> {
         is_it.then_some(manifest)
     }
 
-    /// The manifest of the best session, behind those of others that it may hide: of its trail and of nearer
-    /// ones. All of them together take no more places than one.
+    /// The manifest of the best session, between those of others that it may hide.
     async fn follow(&self, best: &TrailRow, trails: &[Trail], known: &[Manifest]) -> Vec<Manifest> {
-        let now = self.cache.clock().now();
-        let to = trails.iter().position(|trail| trail.rows.contains(best)).unwrap_or(0);
-        let mut beside: Vec<&str> = Vec::new();
-        for row in trails.iter().take(to + 1).flat_map(|trail| trail.beside(best, now)) {
-            let is_known = known.iter().any(|manifest| manifest.commit == row.commit);
-            if !is_known && !beside.contains(&&*row.commit) && beside.len() < BESIDE_MAX {
-                beside.push(&row.commit);
-            }
+        let mut seen: Vec<&str> = known.iter().map(|manifest| &*manifest.commit).collect();
+        let most = seen.len() + BESIDE_MAX;
+        seen.push(&best.commit);
+        let Beside { mut newer, mut older } = self.beside(best, trails);
+        for rows in [&mut newer, &mut older] {
+            rows.retain(|row| {
+                let is_new = !seen.contains(&&*row.commit) && seen.len() <= most;
+                if is_new {
+                    seen.push(&row.commit);
+                }
+                is_new
+            });
         }
-        let parts = (PARTS_MAX / (beside.len() + 1)).max(1);
-        let others = join_all(beside.into_iter().map(|commit| self.manifest(commit, parts)));
-        let (others, best) = join(others, self.best_manifest(best, trails, parts)).await;
-        others.into_iter().chain([best]).flatten().collect()
+        // They are few of the places, or the best one would take longer.
+        let read = |rows: Vec<&TrailRow>| {
+            let commits: Vec<String> = rows.iter().map(|row| row.commit.clone()).collect();
+            async move { join_all(commits.iter().map(|commit| self.manifest(commit, 1))).await }
+        };
+        let best = self.best_manifest(best, trails, &seen);
+        let (newer, best, older) = join3(read(newer), best, read(older)).await;
+        newer.into_iter().chain([best]).chain(older).flatten().collect()
+    }
+
+    /// What the best may hide in its own trail and in nearer ones.
+    fn beside<'a>(&self, best: &TrailRow, trails: &'a [Trail]) -> Beside<'a> {
+        let now = self.cache.clock().now();
+        let own = trails.iter().position(|trail| trail.rows.contains(best)).unwrap_or(0);
+        let mut all = Beside::default();
+        for trail in trails.iter().take(own + 1) {
+            let beside = trail.beside(best, now);
+            all.newer.extend(beside.newer);
+            all.older.extend(beside.older);
+        }
+        all
     }
 
     /// That of the best session; where upstream has let it go, of another one: the newest complete one
@@ -153,19 +173,19 @@ impl Asked<'_> {
         &self,
         best: &TrailRow,
         trails: &[Trail],
-        parts: usize,
+        seen: &[&str],
     ) -> Option<Manifest> {
         let mut others: Vec<&str> = Vec::new();
         let now = self.cache.clock().now();
         let mut rows: Vec<_> = trails.iter().flat_map(|trail| trail.current(now)).collect();
         rows.sort_by_key(|row| !row.complete);
         for row in rows {
-            if row.commit != best.commit && !others.contains(&&*row.commit) {
+            if !seen.contains(&&*row.commit) && !others.contains(&&*row.commit) {
                 others.push(&row.commit);
             }
         }
         for commit in std::iter::once(&*best.commit).chain(others.into_iter().take(OTHERS_MAX)) {
-            if let Some(manifest) = self.manifest(commit, parts).await {
+            if let Some(manifest) = self.manifest(commit, PARTS_MAX).await {
                 return Some(manifest);
             }
         }
