@@ -40,9 +40,11 @@ const COMPLETE: u8 = 1;
 /// Among how many of the newest the fullest is the best, where none is complete. They are followed
 /// however old they are.
 const NEWEST: usize = 8;
-/// So long after it, and as long as it is among the newest few, the one session of all of a build leads,
-/// whatever came since. Then what is built may have become less.
+/// So long after it, and after that while it is among the newest few, the one session of all of a build
+/// leads, whatever came since. Then what is built may have become less.
 pub const LEADS_NS: u64 = 14 * 86_400 * 1_000_000_000;
+/// What is read beside the session to start from, on either side of it.
+const WHOLES_MAX: usize = 3;
 /// What covers a smaller part of what another does is of a part of the build.
 const PARTIAL: f64 = 0.8;
 
@@ -108,20 +110,14 @@ impl Trail {
         complete.or_else(|| fullest(current))
     }
 
-    /// What the best one may hide: what came since, of which the newest is read beside it, and the newest of
-    /// the whole; and what came before, where the best is far fuller, as a commit is that was edited and
-    /// built all day: its place is that of when it was built last.
+    /// What the best one may hide: what came since, and of what came before that which it is far fuller than,
+    /// as a commit is that was edited and built all day: its place is that of when it was built last.
     pub fn beside(&self, best: &TrailRow, now: Timestamp) -> Beside<'_> {
         let current: Vec<_> = self.current(now).collect();
         let at = current.iter().position(|row| row.commit == best.commit);
         let (newer, older) = current.split_at(at.unwrap_or(current.len()));
-        let older = older.get(1..).unwrap_or_default();
-        let last = older.first().filter(|_| newer.is_empty()).copied();
-        let fuller_than = |row: &&TrailRow| row.is_part_of(best);
-        Beside {
-            newer: newer.first().copied().into_iter().chain(newest_whole(newer)).collect(),
-            older: newest_whole(older).into_iter().chain(last).filter(fuller_than).collect(),
-        }
+        let older: Vec<_> = older.iter().copied().filter(|row| row.is_part_of(best)).collect();
+        Beside { newer: wholes(newer), older: wholes(&older) }
     }
 
     /// Its bytes, at most `SIZE_MAX`; settled as `merge` does it. Texts are cut, packs beyond the
@@ -169,17 +165,27 @@ impl Trail {
     }
 }
 
-/// What the session to start from may hide. One may be named twice.
+/// What the session to start from may hide, each newest first.
 #[derive(Debug, Default)]
 pub struct Beside<'a> {
     pub newer: Vec<&'a TrailRow>,
     pub older: Vec<&'a TrailRow>,
 }
 
-/// The newest that is not of a part of what the fullest covers.
-fn newest_whole<'a>(rows: &[&'a TrailRow]) -> Option<&'a TrailRow> {
-    let fullest = fullest(rows.iter().copied())?;
-    rows.iter().copied().find(|row| !row.is_part_of(fullest))
+/// The newest that is not of a part of what the fullest covers; as that may be fuller than a build, the same
+/// of what is newer, and so on, to the newest of all. Newest first.
+fn wholes<'a>(mut rows: &[&'a TrailRow]) -> Vec<&'a TrailRow> {
+    let mut found = Vec::new();
+    while let Some(fullest) = fullest(rows.iter().copied()) {
+        let at = rows.iter().position(|row| !row.is_part_of(fullest)).unwrap_or(0);
+        found.push(rows[at]);
+        rows = &rows[..at];
+    }
+    if found.len() > WHOLES_MAX {
+        found.drain(WHOLES_MAX - 1..found.len() - 1);
+    }
+    found.reverse();
+    found
 }
 
 /// The fullest of the newest few, unless an older one has much more.

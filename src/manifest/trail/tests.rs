@@ -204,11 +204,8 @@ fn what_the_best_may_hide_is_read_beside_it() {
     let edited = TrailRow { rows: 5000, complete: true, ..row(5) };
     let whole = |n: u32| TrailRow { rows: 500, ..row(n) };
     let part = |n: u32| TrailRow { rows: 3, ..row(n) };
-    let said = |rows: &[&TrailRow]| {
-        let mut commits: Vec<&str> = rows.iter().map(|row| &*row.commit).collect();
-        commits.dedup();
-        commits.join(" ")
-    };
+    let said =
+        |rows: &[&TrailRow]| rows.iter().map(|row| &*row.commit).collect::<Vec<_>>().join(" ");
     let check = |rows: &[TrailRow], expected: [&str; 3]| {
         let trail = settled(of(rows.iter().cloned()));
         let best = trail.best(NOW).unwrap();
@@ -220,16 +217,19 @@ fn what_the_best_may_hide_is_read_beside_it() {
     check(&[whole(4), edited.clone(), whole(6), whole(7)], ["7", "5", "4"]);
     check(&[fuller(4, 501), edited.clone(), whole(6), part(7), part(8)], ["8 6", "5", "4"]);
     // It was edited once more; and so was another.
-    check(&[whole(3), part(4), edited.clone()], ["", "5", "3 4"]);
+    check(&[whole(3), part(4), edited.clone()], ["", "5", "4 3"]);
     check(&[fuller(3, 4500), whole(4), edited.clone()], ["", "5", "4"]);
+    check(&[edited.clone(), fuller(7, 3000), whole(8), part(9)], ["9 8 7", "5", ""]);
+    let again = TrailRow { complete: true, ..fuller(8, 4500) };
+    check(&[edited.clone(), whole(6), part(7), again], ["", "8", "7 6"]);
     // More small ones than are looked at first.
     let many: Vec<_> = (8..30).map(part).chain([edited.clone(), whole(6)]).collect();
     check(&many, ["29 6", "5", ""]);
     // Nothing is hidden by one like the others, and nothing by the only one.
     let complete = |n: u32| TrailRow { complete: true, ..whole(n) };
-    check(&[part(1), complete(2), fuller(3, 520), complete(4)], ["", "4", ""]);
+    check(&[part(1), complete(2), fuller(3, 520), complete(4)], ["", "4", "1"]);
     check(&[complete(2), whole(3)], ["3", "2", ""]);
-    check(&[complete(2), part(3), complete(4), part(5)], ["5", "4", ""]);
+    check(&[complete(2), complete(3), complete(4), part(5)], ["5", "4", ""]);
     check(std::slice::from_ref(&edited), ["", "5", ""]);
     // By one of another branch: all of it is nearer.
     let own = settled(of([whole(1), whole(2), part(3)]));

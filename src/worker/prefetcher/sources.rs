@@ -25,7 +25,7 @@ const USUAL: [&str; 2] = ["main", "master"];
 /// Sessions that are tried where the best one's manifest is gone.
 const OTHERS_MAX: usize = 2;
 /// And that are read beside it, as they may be what it hides.
-const BESIDE_MAX: usize = 3;
+const BESIDE_MAX: usize = 6;
 /// Git is asked for the parents beside the first questions.
 pub(super) const PARENTS_WAIT: Duration = Duration::from_millis(250);
 
@@ -144,10 +144,11 @@ impl Asked<'_> {
                 is_new
             });
         }
-        // They are few of the places, or the best one would take longer.
+        // They take as many places as the best one, all together: what is small needs no more.
+        let parts = (PARTS_MAX / (newer.len() + older.len()).max(1)).clamp(1, 3);
         let read = |rows: Vec<&TrailRow>| {
             let commits: Vec<String> = rows.iter().map(|row| row.commit.clone()).collect();
-            async move { join_all(commits.iter().map(|commit| self.manifest(commit, 1))).await }
+            async move { join_all(commits.iter().map(|commit| self.manifest(commit, parts))).await }
         };
         let best = self.best_manifest(best, trails, &seen);
         let (newer, best, older) = join3(read(newer), best, read(older)).await;
