@@ -24,6 +24,7 @@ use crate::units::{Clock, show_count};
 use crate::worker::Workers;
 
 mod control;
+mod heap;
 mod opening;
 mod prefetch;
 mod purge;
@@ -84,6 +85,7 @@ pub fn run(
     ready: impl FnOnce(&Daemon),
 ) -> Result<(), StartError> {
     // First, before there are other threads.
+    heap::keep();
     let passed = Passed::take(&config.frontend.passed)?;
     log::start(&config.log).map_err(StartError::Log)?;
     opening::raise_descriptor_limit();

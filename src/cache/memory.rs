@@ -14,8 +14,9 @@ use crate::store::segment::INLINE_BODY_MAX;
 
 /// Larger bodies stay on disk, where the page cache keeps what is hot.
 pub const ENTRY_MAX: u64 = 1 << 20;
-/// What an entry weighs besides its body: key, meta, and moka's own book-keeping.
-const OVERHEAD: u32 = 384;
+/// What an entry weighs besides its body: key, meta, moka's own book-keeping, and what the allocator rounds
+/// up. Of 200,000 entries of 64 bytes each took 721 of resident memory.
+const OVERHEAD: u32 = 704;
 /// Smaller bodies have no file to come from, and fit into what the kernel takes of an answer.
 const COUNTED_FROM: u64 = INLINE_BODY_MAX as u64;
 /// Large bodies on their way to clients may take this part of the limit, and no more than that: those who
