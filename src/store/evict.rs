@@ -177,8 +177,13 @@ impl Store {
         let files_alone = self.wants_files_alone();
         let by_segment = segments > files && !files_alone;
         let needs = self.needs(eviction);
+        let mut excess = excess;
         if !by_segment && !files_alone {
-            self.evict_older_segment(eviction, &needs, done);
+            let freed = self.evict_older_segment(eviction, &needs, done);
+            excess = excess.saturating_sub(freed);
+            if freed > 0 && excess == 0 {
+                return State::Well;
+            }
         }
         let mut coldest =
             if by_segment { Some(self.coldest_segment(eviction, &needs, NEVER)) } else { None };

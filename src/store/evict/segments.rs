@@ -67,24 +67,23 @@ impl Store {
     }
 
     /// Gives up a segment that was used before all files that are found to give way, beside these: what names
-    /// outputs that are gone is used no more, and is nothing that files could give up.
+    /// outputs that are gone is used no more, and is nothing that files could give up. Bytes that it freed.
     pub(super) fn evict_older_segment(
         &self,
         eviction: &mut Eviction,
         needs: &Needs,
         done: &mut Evicted,
-    ) {
-        if !self.has_segment_before(eviction, needs, NEVER) {
-            return;
-        }
-        let Some((key, row)) = self.coldest_file(eviction, needs, Level::Last) else { return };
-        let before = self.touched(&key, &row);
-        if self.has_segment_before(eviction, needs, before)
+    ) -> u64 {
+        let had = done.bytes;
+        if self.has_segment_before(eviction, needs, NEVER)
+            && let Some((key, row)) = self.coldest_file(eviction, needs, Level::Last)
+            && let before = self.touched(&key, &row)
             && let Coldest::At(level, number) = self.coldest_segment(eviction, needs, before)
             && level <= Level::Hours
         {
             self.evict_segment(eviction, needs, (level, number), done);
         }
+        done.bytes - had
     }
 
     fn has_segment_before(&self, eviction: &mut Eviction, needs: &Needs, before: u32) -> bool {
