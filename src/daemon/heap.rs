@@ -5,9 +5,9 @@
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_FROM: libc::c_int = 128 << 10;
 
-/// Keeps what is freed from lying about in more heaps than there are processors to need them: there are
-/// hundreds of threads that read from disk, and glibc has a heap for eight a processor. Before there are
-/// other threads. Elsewhere than under glibc nothing is to be done.
+/// Sets how many heaps there are, and from which size on pieces are the kernel's. glibc has eight heaps a
+/// processor, which hundreds of threads that read from disk fill with gaps; as many as there are processors
+/// are enough. To be called before there are other threads. Where there is no glibc nothing is done.
 pub(super) fn keep() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -1,6 +1,6 @@
 //! Which manifests tell what a build needs, and how they are read: the commit's own and those of its
-//! parents, else the best of a trail: the branch's or the default branch's, else the scope's. A manifest
-//! that is missing, damaged or of another version is none.
+//! parents, else the best of a trail: the branch's or the default branch's, else the scope's; and beside it
+//! those that it may hide. A manifest that is missing, damaged or of another version is none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
