@@ -38,6 +38,9 @@ const UPLOAD_WITHIN: Duration = Duration::from_secs(5);
 /// Telling of the end, and closing the store, where the disk is slow.
 const NOTE_WITHIN: Duration = Duration::from_secs(1);
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+/// Calls of the disk, and pieces of work, that are under way at once; others wait in a queue. What each of
+/// them holds is short, so that more threads than a disk has a use for would be stacks and nothing else.
+const BLOCKING_THREADS_MAX: usize = 128;
 /// How often an auto-started daemon looks whether anybody still needs it.
 const IDLE_LOOK_MAX: Duration = Duration::from_secs(30);
 
@@ -91,6 +94,7 @@ pub fn run(
     opening::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_name("larder")
         .build()
         .map_err(StartError::System)?;
