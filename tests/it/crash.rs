@@ -8,18 +8,10 @@ use std::time::Duration;
 use larder::units::{Clock, Random};
 
 use crate::failing::FailingDisk;
-use crate::harness::{Home, ac, cas, noise};
+use crate::harness::{Home, TestDaemon, ac, cas, kills, noise};
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::http::send;
 use crate::support::wait_for;
-
-/// Kills in a plain `cargo test`; `LARDER_KILLS` says how many others want.
-const KILLS: u64 = 6;
-
-#[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
-pub(crate) fn kills() -> u64 {
-    std::env::var("LARDER_KILLS").map_or(KILLS, |text| text.parse().unwrap())
-}
 
 #[test]
 fn what_was_acknowledged_survives_kills_at_random_points() {
@@ -153,6 +145,83 @@ fn an_upload_interrupted_by_a_kill_is_owed_or_done() {
     for (path, body) in paths {
         assert!(central.object(&path).as_deref() == Some(&body[..]), "{path}");
     }
+}
+
+/// What is acknowledged is upstream or owed, whatever upstream was doing when the daemon was killed. It is
+/// counted while nothing can arrive any more, and by a daemon that is killed in its turn.
+#[test]
+fn kills_amid_uploads_leave_each_owed_or_done() {
+    let seed = 20_261_128;
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let (central, home) = (CacheServer::start(), Home::new());
+    let upstream = ["--upstream", &central.url()];
+    let moods = [
+        None,
+        Some(Fault::SlowFirstByte(Duration::from_millis(5))),
+        Some(Fault::Status(503)),
+        Some(Fault::BlackHole),
+    ];
+    let (mut acknowledged, mut outstanding) = (Vec::new(), Vec::new());
+    let mut arrived_before_a_kill = 0;
+    for round in 0..kills() {
+        central.heal();
+        if let Some(mood) = &moods[usize::try_from(random.next_u64() % 4).unwrap()] {
+            central.set_fault_on("PUT", mood.clone());
+        }
+        let daemon = home.daemon(&upstream);
+        let new = put_until_killed(daemon, round, Duration::from_millis(random.next_u64() % 150));
+        central.set_fault(Fault::Refuse);
+        acknowledged.extend_from_slice(&new);
+        outstanding.extend(new);
+        let before = outstanding.len();
+        outstanding.retain(|id| central.object(&kv(*id).0).is_none());
+        arrived_before_a_kill += before - outstanding.len();
+        let daemon = home.daemon(&upstream);
+        let stats = daemon.control(&serde_json::json!({"op": "stats"}));
+        let (owed, missing) = (&stats["journal"]["owed_entries"], outstanding.len() as u64);
+        assert!(owed.as_u64() >= Some(missing), "round {round}: {owed} are owed of {missing}");
+        daemon.kill();
+    }
+    assert!(arrived_before_a_kill > 0, "no kill was amid uploads");
+    central.heal();
+    let daemon = home.daemon(&upstream);
+    daemon.flush();
+    for (path, body) in acknowledged.into_iter().map(kv) {
+        assert!(central.object(&path).as_deref() == Some(&body[..]), "{path}");
+        assert!(daemon.get(&path).body == body, "{path}");
+    }
+}
+
+/// A name of its own and what is put there; some are too large for a segment.
+fn kv(id: u64) -> (String, Vec<u8>) {
+    (format!("/kv/{id}"), noise(id, if id.is_multiple_of(30) { 150_000 } else { 700 }))
+}
+
+/// Puts names of this round until the daemon is killed after `time`; what was acknowledged.
+fn put_until_killed(daemon: TestDaemon, round: u64, time: Duration) -> Vec<u64> {
+    let addr = daemon.addr();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let mut done = Vec::new();
+            for id in (0..100).map(|n| round * 1000 + n) {
+                let (path, body) = kv(id);
+                // No answer: it was killed.
+                let Ok(answer) = send(addr, "PUT", &path, &body) else { break };
+                assert_eq!(answer.status, 201, "{path}");
+                done.push(id);
+            }
+            done
+        });
+        wait_for("a put", || {
+            let stats = daemon.try_control(&serde_json::json!({"op": "stats"}))?;
+            (stats["requests"]["kv"]["puts"].as_u64()? > 0).then_some(())
+        });
+        let clock = Clock::system();
+        wait_for("the time to kill", || (clock.elapsed() >= time).then_some(()));
+        daemon.kill();
+        writer.join().unwrap()
+    })
 }
 
 #[test]

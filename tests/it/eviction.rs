@@ -10,8 +10,7 @@ use larder::entry::{Class, Digest, Key, Meta};
 use larder::store::{Config, Limit, Store};
 use larder::units::{ByteSize, Clock, Random, Timestamp};
 
-use crate::crash::kills;
-use crate::harness::{Home, TestDaemon, cas, noise};
+use crate::harness::{Home, TestDaemon, cas, kills, noise};
 use crate::support::http::{send, send_with};
 use crate::support::wait_for;
 

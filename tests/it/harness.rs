@@ -11,6 +11,13 @@ use crate::support::http::{self, Answer};
 use crate::support::{PATIENCE, wait_for};
 
 pub(crate) const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+/// Kills in a plain `cargo test`; `LARDER_KILLS` says how many others want.
+const KILLS: u64 = 6;
+
+#[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
+pub(crate) fn kills() -> u64 {
+    std::env::var("LARDER_KILLS").map_or(KILLS, |text| text.parse().unwrap())
+}
 
 /// A home directory with everything that larder keeps.
 pub(crate) struct Home {

@@ -132,7 +132,7 @@ fn a_shallow_clone_starts_from_the_manifest_of_its_parent() {
 }
 
 /// A build whose daemon is killed once `is_time`: the program, which is right whatever happens.
-fn build_with_a_kill(
+pub(super) fn build_with_a_kill(
     machine: &Machine<'_>,
     daemon: TestDaemon,
     work: &Path,

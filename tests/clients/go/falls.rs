@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use larder::entry::Digest;
 use larder::entry::action::{Frame, GoEntry};
+use larder::units::{Clock, Random};
 use serde_json::Value;
 
+use super::cold::build_with_a_kill;
 use super::{Machine, assert_asked, is_kept, native, native_in, number, write_module};
 use crate::failing::{self, FailingDisk};
-use crate::harness::{LARDER, TestDaemon};
+use crate::harness::{LARDER, TestDaemon, kills};
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::install;
 use crate::support::{TinyDisk, wait_for};
@@ -133,6 +135,45 @@ fn a_daemon_killed_in_mid_build_costs_nothing_but_time() {
     let (_, said) = b.build(dir.path());
     assert_eq!(said, "", "and everything arrived");
     assert_asked(&daemon, 0);
+}
+
+/// Of three builds one fills an empty upstream, two are served from there: kills amid puts, fetches, uploads
+/// and prefetches, at the beginning and at the end.
+#[test]
+fn builds_survive_kills_at_random_points() {
+    let Some(go) = install::go(install::GO_1_27) else { return };
+    let seed = 20_261_128;
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let dir = tempfile::tempdir().unwrap();
+    write_module(dir.path(), false);
+    let clock = Clock::system();
+    let expected = native(&go, dir.path());
+    let longest_us = u64::try_from(clock.elapsed().as_micros()).unwrap();
+    let mut central = CacheServer::start();
+    for round in 0..kills().div_ceil(20) {
+        if round % 3 == 0 {
+            central = CacheServer::start();
+        }
+        let upstream = ["--upstream", &central.url()];
+        let machine = Machine { upstream: Some(central.url()), ..Machine::new(&go) };
+        let daemon = machine.home.daemon(&upstream);
+        let clock = Clock::system();
+        let after = Duration::from_micros(random.next_u64() % longest_us);
+        build_with_a_kill(&machine, daemon, dir.path(), |_| clock.elapsed() >= after);
+        let daemon = machine.home.daemon(&upstream);
+        wait_for("the spool to be adopted", || {
+            let left = fs::read_dir(machine.home.store().join("spool")).unwrap().count();
+            (left == 0).then_some(())
+        });
+        let (program, said) = machine.build(dir.path());
+        assert!(program == expected, "round {round}");
+        assert!(is_kept(&daemon, &said, &[]), "round {round}: compiled again: {said}");
+        daemon.flush();
+        let report = daemon.control(&serde_json::json!({"op": "verify"}));
+        assert_eq!(report["bad_entries"], 0, "round {round}: {report}");
+        assert_whole(&central, &format!("round {round}"));
+    }
 }
 
 #[test]
