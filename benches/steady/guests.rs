@@ -27,6 +27,7 @@ pub(crate) struct Counts {
     pub(crate) asked: u64,
     pub(crate) hits: u64,
     pub(crate) gets: u64,
+    pub(crate) puts: u64,
     pub(crate) not_stored: u64,
     pub(crate) failed: u64,
 }
@@ -37,6 +38,7 @@ struct Shared {
     asked: AtomicU64,
     gets: AtomicU64,
     hits: AtomicU64,
+    puts: AtomicU64,
     not_stored: AtomicU64,
     /// Without an answer.
     failed: AtomicU64,
@@ -58,12 +60,13 @@ impl Tally {
     pub(crate) fn words(&self, stats: &Value) -> String {
         let counts = self.last.get();
         format!(
-            "{} questions, {} of {} gets hit, {} puts not stored, {} without an answer; evicted {}, \
+            "{} questions, {} of {} gets hit, {} of {} puts not stored, {} without an answer; evicted {}, \
              uploaded {}, upload tries again {}, corrupt {}, faults of the disk {}",
             counts.asked,
             counts.hits,
             counts.gets,
             counts.not_stored,
+            counts.puts,
             counts.failed,
             stats["disk"]["evicted_entries"],
             stats["journal"]["uploaded_entries"],
@@ -104,6 +107,7 @@ impl Guests {
             asked: of(&it.asked),
             hits: of(&it.hits),
             gets: of(&it.gets),
+            puts: of(&it.puts),
             not_stored: of(&it.not_stored),
             failed: of(&it.failed),
         }
@@ -179,6 +183,7 @@ impl Guest {
     }
 
     fn put(&mut self, number: u64) {
+        self.shared.puts.fetch_add(1, Ordering::Relaxed);
         match self.talk.ask("PUT", &path(number), &body(number, self.turn)) {
             Ok(answer) => match answer.status {
                 200 | 201 => {}

@@ -21,6 +21,7 @@ pub(crate) struct Sample {
     /// Since the sample before.
     asked: f64,
     hits: f64,
+    stored: f64,
     switches: f64,
     cpu: f64,
 }
@@ -28,7 +29,7 @@ pub(crate) struct Sample {
 /// What is compared: its name, its value, digits.
 type Column = (&'static str, fn(&Sample) -> f64, usize);
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     ("resident, MiB", |it| mib(it.resident), 1),
     ("own memory, MiB", |it| mib(it.anonymous), 1),
     ("descriptors", |it| it.descriptors as f64, 0),
@@ -37,6 +38,7 @@ const COLUMNS: [Column; 10] = [
     ("owed", |it| it.owed as f64, 0),
     ("questions, 1/s", |it| it.asked, 0),
     ("hits of gets, %", |it| it.hits * 100.0, 0),
+    ("puts stored, %", |it| it.stored * 100.0, 1),
     ("wake-ups a question", |it| it.switches, 2),
     ("processor, %", |it| it.cpu * 100.0, 0),
 ];
@@ -68,6 +70,7 @@ impl Samples {
         let resident = proc::resident(pid);
         let asked = (counts.asked - before.asked).max(1) as f64;
         let gets = (counts.gets - before.gets).max(1) as f64;
+        let puts = (counts.puts - before.puts).max(1) as f64;
         self.all.push(Sample {
             at: now.0,
             resident: resident.all,
@@ -78,6 +81,7 @@ impl Samples {
             owed,
             asked: asked / seconds,
             hits: (counts.hits - before.hits) as f64 / gets,
+            stored: 1.0 - (counts.not_stored - before.not_stored) as f64 / puts,
             // Threads that have ended take theirs with them.
             switches: now.1.saturating_sub(switches) as f64 / asked,
             cpu: (now.2 - ticks).as_secs_f64() / seconds,

@@ -3,38 +3,33 @@
 //!
 //! A file is first condemned in the index, then removed once a helper has had time to report that
 //! it uses it. A helper that meets a condemned row asks the daemon, which pardons it by a touch.
-//! What stays is decided in `needs`; `segments` gives up the small entries.
+//! What stays is decided in `needs`; `files` gives up the large entries, `segments` the small ones.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering;
 
 use crate::entry::Key;
-use crate::store::record::{EntryMeta, Place, Row, Stamp};
+use crate::store::record::{EntryMeta, Row};
 use crate::store::{Store, seconds};
 use crate::units::{Random, Timestamp};
 
+mod files;
 mod needs;
-
 mod segments;
 
+use files::Condemned;
 use needs::{Level, Needs, Owed};
 use segments::{Coldest, Judged, NEVER};
 
 /// Longer than a helper takes to report what it used.
 pub const GRACE_S: u32 = 15;
-/// What is about to go waits so long for a commit that says so.
-const UNSEEN_S: u32 = 60;
 /// For so long room is made for what somebody has put or asked for. What a build uses gives none.
 const WISH_S: u64 = 60;
 /// Go may read a path that it was given for a day.
 const GO_DAY_S: u32 = 24 * 3600;
-/// Files looked at to find one victim.
-const SAMPLE: usize = 24;
 /// So often files are looked at before it is said that none may go.
 const SAMPLES_AT_LAST: usize = 10;
-/// Victims condemned in one step.
-const VICTIMS: usize = 64;
 
 /// What a step gave up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,21 +49,10 @@ pub struct Eviction {
     judged: HashMap<u32, Judged>,
     /// What builds use that go on now was used since then.
     live_since: Option<u32>,
+    /// Since when no build goes on, as far as this process knows.
+    alone_since: Option<u32>,
     owed: Owed,
     state: State,
-}
-
-/// A file that is about to go.
-#[derive(Clone, Copy, Debug)]
-struct Condemned {
-    since: u32,
-    /// Since when helpers may know.
-    seen: u32,
-    /// Of the change that says so.
-    sequence: u64,
-    size: u64,
-    /// What was in its place then.
-    stamp: Option<Stamp>,
 }
 
 /// What the last step has come to.
@@ -89,6 +73,7 @@ impl Eviction {
             condemned: HashMap::new(),
             judged: HashMap::new(),
             live_since: None,
+            alone_since: None,
             owed: Owed::default(),
             state: State::Well,
         }
@@ -97,6 +82,15 @@ impl Eviction {
     /// Since when the builds that go on now have been using entries; None if none goes on.
     pub fn set_live_since(&mut self, since: Option<Timestamp>) {
         self.live_since = since.map(seconds);
+    }
+
+    /// Whether there is no helper of a build, nor one that had the daemon before this one.
+    fn is_alone(&mut self, now: u32) -> bool {
+        self.alone_since = match self.live_since {
+            Some(_) => None,
+            None => self.alone_since.or(Some(now)),
+        };
+        self.alone_since.is_some_and(|since| now.saturating_sub(since) >= GRACE_S)
     }
 
     /// Whether the last step found nothing to give up, though something had to be: all is used by
@@ -219,121 +213,6 @@ impl Store {
         let owed = eviction.owed.look(self, now);
         let is_beyond = self.used_bytes() > self.limit_bytes();
         Needs { now, live_since: eviction.live_since, owed, is_beyond }
-    }
-
-    /// Removes condemned files whose grace is over, if nobody used them since.
-    fn remove_condemned(&self, eviction: &mut Eviction) -> Evicted {
-        let now = seconds(self.inner.clock.now());
-        let mut done = Evicted::default();
-        self.flush_touches();
-        let live_since = eviction.live_since;
-        let needs = Needs { now, live_since, owed: None, is_beyond: false };
-        eviction.condemned.retain(|key, victim| {
-            // Helpers see what the index has, and hand out what that does not say is about to go. But an
-            // index that cannot be written for want of room must not keep room from being made.
-            if live_since.is_some()
-                && !self.inner.tail.has_committed(victim.sequence)
-                && now.saturating_sub(victim.since) < UNSEEN_S
-            {
-                victim.seen = now;
-            }
-            if now.saturating_sub(victim.seen) < GRACE_S {
-                return true;
-            }
-            if let Some(row) = self.remove_unused(key, victim, &needs) {
-                done.entries += 1;
-                done.bytes += row.size;
-            }
-            false
-        });
-        done
-    }
-
-    /// Removes a condemned file, or pardons it if somebody has used it since; what is gone.
-    fn remove_unused(&self, key: &[u8], victim: &Condemned, needs: &Needs) -> Option<Row> {
-        let mut change = self.inner.tail.begin().ok()?;
-        let row = self.find_encoded(key)?;
-        // Held until it is gone: see `touch`.
-        let touches = self.touches();
-        let touched = row.touched.max(touches.of(key).unwrap_or(0)).max(self.inner.fresh_since);
-        // A build may have begun, and used it, while it was chosen.
-        let is_used = touched >= victim.since || row.condemned == 0 || needs.is_live(touched);
-        // A helper that puts it anew has it in place before it tells of it.
-        let is_new = self.stamp_of(&row).is_some_and(|now| Some(now) != victim.stamp);
-        if is_used || is_new {
-            change.put(key.to_vec(), Row { condemned: 0, touched: needs.now, ..row });
-            return None;
-        }
-        let file = self.take_out(&mut change, key, &row);
-        drop((touches, change));
-        self.discard(file);
-        Some(row)
-    }
-
-    /// Marks the least recently used of sampled files, as many as cover the excess; false if none
-    /// was found in `tries` samples.
-    fn condemn_files(
-        &self,
-        eviction: &mut Eviction,
-        (needs, level): (&Needs, Level),
-        tries: usize,
-        excess: u64,
-        done: &mut Evicted,
-    ) -> bool {
-        let (mut freed, mut failed) = (0, 0);
-        for _ in 0..VICTIMS {
-            if freed >= excess {
-                break;
-            }
-            let Some((key, row)) = self.coldest_file(eviction, needs, level) else {
-                failed += 1;
-                if freed > 0 || failed >= tries {
-                    break;
-                }
-                continue;
-            };
-            let Ok(mut change) = self.inner.tail.begin() else { break };
-            // Under the lock: a touch or a put in between takes it off the list.
-            if self.find_encoded(&key) != Some(row) {
-                continue;
-            }
-            change.put(key.clone(), Row { condemned: needs.now.max(1), ..row });
-            let sequence = change.sequence();
-            drop(change);
-            freed += row.size;
-            done.condemned += 1;
-            let (since, size, stamp) = (needs.now, row.size, self.stamp_of(&row));
-            let victim = Condemned { since, seen: since, sequence, size, stamp };
-            eviction.condemned.insert(key, victim);
-        }
-        freed > 0
-    }
-
-    /// The least recently used of some files that may go.
-    fn coldest_file(
-        &self,
-        eviction: &mut Eviction,
-        needs: &Needs,
-        level: Level,
-    ) -> Option<(Vec<u8>, Row)> {
-        let mut seed = [0; 32];
-        for part in seed.chunks_exact_mut(8) {
-            part.copy_from_slice(&eviction.random.next_u64().to_le_bytes());
-        }
-        let reading = self.inner.index.read().ok()?;
-        reading
-            .sample_files(seed, SAMPLE)
-            .ok()?
-            .into_iter()
-            // The overlay knows better: removals, new rows, touches just written.
-            .filter_map(|(key, _)| self.find_encoded(&key).map(|row| (key, row)))
-            .filter(|(key, row)| {
-                // One that was condemned by a process that has ended is as good as any.
-                row.place == Place::File
-                    && !eviction.condemned.contains_key(key)
-                    && !needs.spare(level, self.touched(key, row), &row.digest)
-            })
-            .min_by_key(|(key, row)| self.touched(key, row))
     }
 
     /// When an entry was last used, as far as it is known; after an unclean stop nothing is older

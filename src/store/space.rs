@@ -102,6 +102,11 @@ impl Space {
         more <= self.limit && free >= self.floor.saturating_add(more)
     }
 
+    /// Whether there is no room, or hardly any, for what comes next or is wished for.
+    pub fn is_short(&self, used: u64, wish: u64) -> bool {
+        !self.has_room(used, wish.max(self.limit / 40), 0)
+    }
+
     /// Bytes to give up so that new entries find room again: a twentieth of the limit is kept free,
     /// and the floor; and so that `wish` more bytes find room. Where files run out, a part of what
     /// is `in_files`.

@@ -201,6 +201,39 @@ fn with_condemned_files(bench: &Bench) -> (Store, Vec<Vec<u8>>, Eviction, u64) {
     (store, bodies, eviction, condemned)
 }
 
+/// A store that was filled within the grace of what was about to go refused nearly all that was put, for as
+/// long as that went on.
+#[test]
+fn a_store_that_no_build_uses_finds_room_as_soon_as_it_is_short() {
+    for (name, build, expected) in
+        [("nobody", None, 1), ("a build", Some(()), 0), ("not known", None, 0)]
+    {
+        let bench = Bench::new();
+        let store = bench.open_with(ByteSize::mib(1));
+        let mut eviction = Eviction::new(1);
+        if name != "not known" {
+            store.evict_step(&mut eviction);
+        }
+        for n in 0..4 {
+            let body = vec![n; 260_000];
+            bench.put(&store, &content(&body), &body, None);
+        }
+        store.sync(Duration::from_secs(10));
+        bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+        assert!(store.evict_step(&mut eviction).condemned > 0, "{name}");
+        store.sync(Duration::from_secs(10));
+        assert_eq!(
+            store.evict_step(&mut eviction).entries,
+            0,
+            "{name}: helpers may have come before"
+        );
+        eviction.set_live_since(build.map(|_| bench.clock.now()));
+        assert_eq!(store.evict_step(&mut eviction).entries, expected, "{name}: one is enough");
+        assert_eq!(store.evict_step(&mut eviction).entries, 0, "{name}: there is room");
+        store.close();
+    }
+}
+
 /// Between the look whether somebody uses a file, and its removal, clients were told that it is there.
 #[test]
 fn a_file_that_is_handed_out_as_it_is_to_go_stays() {

@@ -1,0 +1,161 @@
+//! Files given up by sampling: condemned in the index, then removed, or pardoned if somebody used them.
+//! Which of them may go is decided in `needs`.
+
+use std::sync::atomic::Ordering;
+
+use super::needs::{Level, Needs};
+use super::{Evicted, Eviction, GRACE_S};
+use crate::store::record::{Place, Row, Stamp};
+use crate::store::{Store, seconds};
+
+/// What is about to go waits so long for a commit that says so.
+const UNSEEN_S: u32 = 60;
+/// Files looked at to find one victim.
+const SAMPLE: usize = 24;
+/// Victims condemned in one step.
+const VICTIMS: usize = 64;
+
+/// A file that is about to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Condemned {
+    since: u32,
+    /// Since when helpers may know.
+    seen: u32,
+    /// Of the change that says so.
+    sequence: u64,
+    /// Whether the index had that when the last step was done.
+    is_said: bool,
+    pub(super) size: u64,
+    /// What was in its place then.
+    stamp: Option<Stamp>,
+}
+
+impl Store {
+    /// Removes condemned files whose grace is over, if nobody used them since. Grace is for helpers, which
+    /// read the index themselves. Where none is, what is read by way of this process is told to it at once:
+    /// then files go as soon as room is short, and have until then to be used.
+    pub(super) fn remove_condemned(&self, eviction: &mut Eviction) -> Evicted {
+        let now = seconds(self.inner.clock.now());
+        let mut done = Evicted::default();
+        self.flush_touches();
+        let live_since = eviction.live_since;
+        let needs = Needs { now, live_since, owed: None, is_beyond: false };
+        let is_alone = eviction.is_alone(now);
+        eviction.condemned.retain(|key, victim| {
+            let was_said = victim.is_said;
+            victim.is_said = was_said || self.inner.tail.has_committed(victim.sequence);
+            // Helpers see what the index has, and hand out what that does not say is about to go. But an
+            // index that cannot be written for want of room must not keep room from being made.
+            if live_since.is_some()
+                && !victim.is_said
+                && now.saturating_sub(victim.since) < UNSEEN_S
+            {
+                victim.seen = now;
+            }
+            // The index said it before builds were looked for: whoever has come since asks.
+            let is_urgent = is_alone && was_said && self.is_short();
+            if now.saturating_sub(victim.seen) < GRACE_S && !is_urgent {
+                return true;
+            }
+            if let Some(row) = self.remove_unused(key, victim, &needs) {
+                done.entries += 1;
+                done.bytes += row.size;
+            }
+            false
+        });
+        done
+    }
+
+    /// Removes a condemned file, or pardons it if somebody has used it since; what is gone.
+    fn remove_unused(&self, key: &[u8], victim: &Condemned, needs: &Needs) -> Option<Row> {
+        let mut change = self.inner.tail.begin().ok()?;
+        let row = self.find_encoded(key)?;
+        // Held until it is gone: see `touch`.
+        let touches = self.touches();
+        let touched = row.touched.max(touches.of(key).unwrap_or(0)).max(self.inner.fresh_since);
+        // A build may have begun, and used it, while it was chosen.
+        let is_used = touched >= victim.since || row.condemned == 0 || needs.is_live(touched);
+        // A helper that puts it anew has it in place before it tells of it.
+        let is_new = self.stamp_of(&row).is_some_and(|now| Some(now) != victim.stamp);
+        if is_used || is_new {
+            change.put(key.to_vec(), Row { condemned: 0, touched: needs.now, ..row });
+            return None;
+        }
+        let file = self.take_out(&mut change, key, &row);
+        drop((touches, change));
+        self.discard(file);
+        Some(row)
+    }
+
+    /// Whether what is put next may find no room.
+    fn is_short(&self) -> bool {
+        let wish = self.inner.wish.load(Ordering::Relaxed);
+        self.inner.space.is_short(self.used_bytes(), wish)
+    }
+
+    /// Marks the least recently used of sampled files, as many as cover the excess; false if none
+    /// was found in `tries` samples.
+    pub(super) fn condemn_files(
+        &self,
+        eviction: &mut Eviction,
+        (needs, level): (&Needs, Level),
+        tries: usize,
+        excess: u64,
+        done: &mut Evicted,
+    ) -> bool {
+        let (mut freed, mut failed) = (0, 0);
+        for _ in 0..VICTIMS {
+            if freed >= excess {
+                break;
+            }
+            let Some((key, row)) = self.coldest_file(eviction, needs, level) else {
+                failed += 1;
+                if freed > 0 || failed >= tries {
+                    break;
+                }
+                continue;
+            };
+            let Ok(mut change) = self.inner.tail.begin() else { break };
+            // Under the lock: a touch or a put in between takes it off the list.
+            if self.find_encoded(&key) != Some(row) {
+                continue;
+            }
+            change.put(key.clone(), Row { condemned: needs.now.max(1), ..row });
+            let sequence = change.sequence();
+            drop(change);
+            freed += row.size;
+            done.condemned += 1;
+            let (since, size, stamp) = (needs.now, row.size, self.stamp_of(&row));
+            let victim = Condemned { since, seen: since, sequence, is_said: false, size, stamp };
+            eviction.condemned.insert(key, victim);
+        }
+        freed > 0
+    }
+
+    /// The least recently used of some files that may go.
+    pub(super) fn coldest_file(
+        &self,
+        eviction: &mut Eviction,
+        needs: &Needs,
+        level: Level,
+    ) -> Option<(Vec<u8>, Row)> {
+        let mut seed = [0; 32];
+        for part in seed.chunks_exact_mut(8) {
+            part.copy_from_slice(&eviction.random.next_u64().to_le_bytes());
+        }
+        let reading = self.inner.index.read().ok()?;
+        reading
+            .sample_files(seed, SAMPLE)
+            .ok()?
+            .into_iter()
+            // The overlay knows better: removals, new rows, touches just written.
+            .filter_map(|(key, _)| self.find_encoded(&key).map(|row| (key, row)))
+            .filter(|(key, row)| {
+                // One that was condemned by a process that has ended is as good as any.
+                row.place == Place::File
+                    && !eviction.condemned.contains_key(key)
+                    && !needs.spare(level, self.touched(key, row), &row.digest)
+            })
+            .min_by_key(|(key, row)| self.touched(key, row))
+    }
+}
