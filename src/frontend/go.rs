@@ -54,12 +54,9 @@ where
             return;
         }
     };
-    if write_frame(&mut writer, &Frame::Welcome(guest.welcome.clone())).await.is_err() {
-        return;
-    }
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     let (outputs, pieces) = mpsc::channel(PIECES_UNREAD_MAX);
-    lane.spawn("answers", write_all(writer, queue, pieces));
+    let welcome = Frame::Welcome(guest.welcome.clone());
     let mut conversation = Conversation {
         frontend,
         lane,
@@ -70,7 +67,12 @@ where
         bodies: HashMap::new(),
         reported: Report::default(),
     };
+    // Who is welcome reads the index: files that it sees there must be known to be in use by then.
     conversation.open();
+    if write_frame(&mut writer, &welcome).await.is_err() {
+        return;
+    }
+    conversation.lane.spawn("answers", write_all(writer, queue, pieces));
     loop {
         let frame = tokio::select! {
             frame = read_frame(&mut reader) => frame,
