@@ -91,7 +91,7 @@ impl Store {
     ) -> Result<Put, StoreError> {
         let before = self.find(key);
         if let (Kind::Content, Some(row)) = (key.kind, &before)
-            && self.holds(key, row)
+            && self.holds_for_put(key, row)
             // A record that is damaged is taken out as it is read.
             && (row.place != Place::Inline || self.read_record(key, row).is_some())
         {
@@ -149,7 +149,15 @@ impl Store {
     /// Whether content is here as a file: another one in its place would be on the disk later, and until then
     /// a power cut would take what was acknowledged long ago.
     fn is_here(&self, content: &Key) -> bool {
-        self.find(content).is_some_and(|row| row.place == Place::File && self.holds(content, &row))
+        let row = self.find(content);
+        row.is_some_and(|row| row.place == Place::File && self.holds_for_put(content, &row))
+    }
+
+    /// Whether content that is put is there already; it stays, then, as what is put does.
+    fn holds_for_put(&self, content: &Key, row: &Row) -> bool {
+        // Before it is looked at: see `touch`.
+        self.touch_anew(content, row);
+        self.holds(content, row)
     }
 
     fn place_new(&self, body: &mut Finished, owed: Option<RealmId>) -> Result<(), StoreError> {

@@ -102,9 +102,10 @@ impl Space {
         more <= self.limit && free >= self.floor.saturating_add(more)
     }
 
-    /// Whether there is no room, or hardly any, for what comes next or is wished for.
+    /// Whether there is no room for what is wished for, or hardly any below the limit for what comes next.
     pub fn is_short(&self, used: u64, wish: u64) -> bool {
-        !self.has_room(used, wish.max(self.limit / 40), 0)
+        used.saturating_add(self.limit / 40) > self.limit
+            || wish > 0 && !self.has_room(used, wish, 0)
     }
 
     /// Bytes to give up so that new entries find room again: a twentieth of the limit is kept free,

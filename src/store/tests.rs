@@ -8,6 +8,7 @@ use crate::entry::{Class, Digest};
 use crate::store::verify::Purge;
 
 mod evict;
+mod grace;
 
 struct Bench {
     dir: tempfile::TempDir,

@@ -43,6 +43,13 @@ impl Store {
         if now.saturating_sub(row.touched) < TOUCH_EVERY_S && row.condemned == 0 {
             return;
         }
+        self.touch_anew(key, row);
+    }
+
+    /// The same whenever that was noted last: who has put what is there already relies on it from now on,
+    /// and what is owed is owed since now.
+    pub(super) fn touch_anew(&self, key: &Key, row: &Row) {
+        let now = seconds(self.inner.clock.now());
         let mut touches = self.touches();
         touches.keys.insert(key.encode(), now);
         touches.segments.insert(row.at.segment, now);

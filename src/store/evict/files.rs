@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::needs::{Level, Needs};
 use super::{Evicted, Eviction, GRACE_S};
+use crate::entry::Kind;
 use crate::store::record::{Place, Row, Stamp};
 use crate::store::{Store, seconds};
 
@@ -32,15 +33,16 @@ pub(super) struct Condemned {
 
 impl Store {
     /// Removes condemned files whose grace is over, if nobody used them since. Grace is for helpers, which
-    /// read the index themselves. Where none is, what is read by way of this process is told to it at once:
-    /// then files go as soon as room is short, and have until then to be used.
+    /// read the index themselves. Where none is, and nothing of go that one could find there which has not
+    /// reached this process, all that is read is told at once: then files go as soon as room is short, and
+    /// have until then to be used.
     pub(super) fn remove_condemned(&self, eviction: &mut Eviction) -> Evicted {
         let now = seconds(self.inner.clock.now());
         let mut done = Evicted::default();
         self.flush_touches();
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
-        let is_alone = eviction.is_alone(now);
+        let may_hurry = eviction.is_alone(now) && !self.may_have_go();
         eviction.condemned.retain(|key, victim| {
             let was_said = victim.is_said;
             victim.is_said = was_said || self.inner.tail.has_committed(victim.sequence);
@@ -53,7 +55,7 @@ impl Store {
                 victim.seen = now;
             }
             // The index said it before builds were looked for: whoever has come since asks.
-            let is_urgent = is_alone && was_said && self.is_short();
+            let is_urgent = may_hurry && was_said && self.is_short();
             if now.saturating_sub(victim.seen) < GRACE_S && !is_urgent {
                 return true;
             }
@@ -72,9 +74,14 @@ impl Store {
         let row = self.find_encoded(key)?;
         // Held until it is gone: see `touch`.
         let touches = self.touches();
-        let touched = row.touched.max(touches.of(key).unwrap_or(0)).max(self.inner.fresh_since);
-        // A build may have begun, and used it, while it was chosen.
-        let is_used = touched >= victim.since || row.condemned == 0 || needs.is_live(touched);
+        let noted = touches.of(key);
+        let touched = row.touched.max(noted.unwrap_or(0)).max(self.inner.fresh_since);
+        // Notes were written down just now: one that is there is of a use since, whatever the clock says. A
+        // build may have begun, and used it, while it was chosen.
+        let is_used = noted.is_some()
+            || touched >= victim.since
+            || row.condemned == 0
+            || needs.is_live(touched);
         // A helper that puts it anew has it in place before it tells of it.
         let is_new = self.stamp_of(&row).is_some_and(|now| Some(now) != victim.stamp);
         if is_used || is_new {
@@ -87,7 +94,20 @@ impl Store {
         Some(row)
     }
 
-    /// Whether what is put next may find no room.
+    /// Whether the index has an action of go, by which a helper without a session finds its output.
+    fn may_have_go(&self) -> bool {
+        let go = [Kind::Go as u8];
+        let mut found = false;
+        let looked = self.inner.index.read().and_then(|reading| {
+            reading.visit(&go, |key, _| {
+                found = key.first() == go.first();
+                std::ops::ControlFlow::Break(())
+            })
+        });
+        found || looked.is_err()
+    }
+
+    /// Whether what is put next may find no room, or something has found none.
     fn is_short(&self) -> bool {
         let wish = self.inner.wish.load(Ordering::Relaxed);
         self.inner.space.is_short(self.used_bytes(), wish)
