@@ -2,7 +2,8 @@
 //! in excess; every step is short.
 //!
 //! A file is first condemned in the index, then removed once a helper has had time to report that
-//! it uses it. A helper that meets a condemned row asks the daemon, which pardons it by a touch.
+//! it uses it, or sooner where there can be none. A helper that meets a condemned row asks the daemon,
+//! which pardons it by a touch.
 //! What stays is decided in `needs`; `files` gives up the large entries, `segments` the small ones.
 
 use std::collections::HashMap;
@@ -84,12 +85,15 @@ impl Eviction {
         self.live_since = since.map(seconds);
     }
 
-    /// Whether there is no helper of a build, nor one that had the daemon before this one.
-    fn is_alone(&mut self, now: u32) -> bool {
+    fn watch_for_builds(&mut self, now: u32) {
         self.alone_since = match self.live_since {
             Some(_) => None,
             None => self.alone_since.or(Some(now)),
         };
+    }
+
+    /// Whether no build goes on, nor one that had the daemon before this one.
+    fn is_alone(&self, now: u32) -> bool {
         self.alone_since.is_some_and(|since| now.saturating_sub(since) >= GRACE_S)
     }
 

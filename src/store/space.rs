@@ -156,6 +156,20 @@ mod tests {
     }
 
     #[test]
+    fn room_is_short_near_the_limit_or_where_something_was_refused() {
+        let space = space(1000, 0);
+        assert!(!space.is_short(975, 0));
+        assert!(space.is_short(976, 0));
+        assert!(!space.is_short(900, 100));
+        assert!(space.is_short(900, 101));
+        // By what eviction itself leaves free beside the floor it is not.
+        let floor = space.free() * 2;
+        let under = Space { floor, ..space };
+        assert!(!under.is_short(900, 0));
+        assert!(under.is_short(900, 1));
+    }
+
+    #[test]
     fn room_is_made_for_what_is_larger_than_what_is_kept_free() {
         let space = space(1000, 0);
         assert_eq!(space.excess(900, 0, 100), 0);

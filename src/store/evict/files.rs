@@ -33,15 +33,16 @@ pub(super) struct Condemned {
 
 impl Store {
     /// Removes condemned files whose grace is over, if nobody used them since. Grace is for helpers, which
-    /// read the index themselves. Where none is, and nothing of go that one could find there which has not
-    /// reached this process, all that is read is told at once: then files go as soon as room is short, and
-    /// have until then to be used.
+    /// read the index themselves and tell later what they used. Where no build goes on, and the index has
+    /// nothing that a helper could find, this process knows of each use at once: files go as soon as room
+    /// is short.
     pub(super) fn remove_condemned(&self, eviction: &mut Eviction) -> Evicted {
         let now = seconds(self.inner.clock.now());
         let mut done = Evicted::default();
         self.flush_touches();
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
+        eviction.watch_for_builds(now);
         let may_hurry = eviction.is_alone(now) && !self.may_have_go();
         eviction.condemned.retain(|key, victim| {
             let was_said = victim.is_said;
