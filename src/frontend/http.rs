@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use http::header::EXPECT;
 use http::request::Parts;
 use http::{Method, Request};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -17,6 +16,7 @@ use crate::cache::policy::{ACTION_MAX, is_believed_by_go};
 use crate::entry::{Incoming, Kind, Lookup};
 use crate::frontend::access::{Asked, Denied, Guest, Intent};
 use crate::frontend::listener::Peer;
+use crate::frontend::request::Coming;
 use crate::frontend::respond::{self, Answer};
 use crate::frontend::route::{Target, route};
 use crate::frontend::{Frontend, request};
@@ -45,6 +45,7 @@ impl hyper::service::Service<Request<hyper::body::Incoming>> for Service {
         let service = self.clone();
         Box::pin(async move {
             let (parts, body) = request.into_parts();
+            let body = Coming::new(&parts, body, service.frontend.inner.cache.tasks());
             let answer = service.frontend.answer(&service.peer, &parts, body).await;
             tracing::debug!(
                 method = %parts.method,
@@ -58,7 +59,7 @@ impl hyper::service::Service<Request<hyper::body::Incoming>> for Service {
 }
 
 impl Frontend {
-    async fn answer(&self, peer: &Peer, parts: &Parts, body: hyper::body::Incoming) -> Answer {
+    async fn answer(&self, peer: &Peer, parts: &Parts, body: Coming) -> Answer {
         let intent = match parts.method {
             Method::GET | Method::HEAD => Intent::Read,
             Method::PUT | Method::POST | Method::DELETE => Intent::Write,
@@ -74,20 +75,20 @@ impl Frontend {
         let asked = Asked { authority, instance, upstream, intent };
         let guest = match self.admit(peer, &parts.headers, &asked) {
             Ok(guest) => guest,
-            Err(why) => return refuse(why, parts, body).await,
+            Err(why) => return respond::denied(why),
         };
         match parts.method {
             Method::GET => self.get(parts, &guest, &target).await,
             Method::HEAD => self.head(&guest, &target).await,
             // Content has no namespace: whoever is confined to one would take it from all others.
             Method::DELETE if guest.is_bound && target.key.kind == Kind::Content => {
-                refuse(Denied::NotAllowed, parts, body).await
+                respond::denied(Denied::NotAllowed)
             }
             Method::DELETE => {
                 respond::deleted(self.inner.cache.delete(&guest.realm, &target.key).await)
             }
             _ if request::has_bad_length(&parts.headers) => respond::bad_length(),
-            _ => self.put(&guest, &target, body).await,
+            _ => self.put(&guest, &target, body.pieces()).await,
         }
     }
 
@@ -122,8 +123,7 @@ impl Frontend {
         }
     }
 
-    async fn put(&self, guest: &Guest, target: &Target, body: hyper::body::Incoming) -> Answer {
-        let mut body = request::incoming(body);
+    async fn put(&self, guest: &Guest, target: &Target, mut body: Incoming) -> Answer {
         let believed = target.protocol == Protocol::Ac
             && !guest.is_trusted
             && guest.realm.writes_to().is_some();
@@ -183,24 +183,6 @@ async fn collect<'a>(
         }
     }
     if is_full { Err(PutError::NotStored(StoreError::Full)) } else { Ok(bytes.into()) }
-}
-
-/// Turns somebody away. A small body is read first, so that its sender hears the answer; who waits to be
-/// told to go on has sent none, and hears it instead.
-async fn refuse(why: Denied, parts: &Parts, body: hyper::body::Incoming) -> Answer {
-    const READ_MAX: usize = 64 << 10;
-    if parts.headers.contains_key(EXPECT) {
-        return respond::denied(why);
-    }
-    let mut chunks = request::incoming(body).chunks;
-    let mut read = 0;
-    while let Some(Ok(chunk)) = chunks.next().await {
-        read += chunk.len();
-        if read > READ_MAX {
-            break;
-        }
-    }
-    respond::denied(why)
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use http::HeaderMap;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, IF_RANGE, RANGE};
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, EXPECT, IF_RANGE, RANGE};
+use http::request::Parts;
+use http::{HeaderMap, Version};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
+use tokio::time::{Instant, timeout};
 
 use crate::entry::{BodyError, Incoming};
+use crate::tasks::{Shutdown, Tasks};
 
 /// A sender that sends nothing for this long is given up.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
@@ -16,31 +20,87 @@ const STALLED_AFTER: Duration = Duration::from_secs(30);
 const PACE_OVER: Duration = Duration::from_secs(60);
 const PACE_BYTES: u64 = 64 << 10;
 
-/// A request's body with its announced length.
-pub(super) fn incoming(body: hyper::body::Incoming) -> Incoming {
-    let len = body.size_hint().exact();
-    let state = (body, 0_u64, tokio::time::Instant::now(), 0_u64);
-    let chunks =
-        futures_util::stream::try_unfold(state, |(mut body, got, since, before)| async move {
-            loop {
-                let frame = tokio::time::timeout(STALLED_AFTER, body.frame()).await;
-                let stalled = |ms| BodyError::Stalled { waited_ms: ms };
-                let frame = frame.map_err(|_| stalled(30_000))?;
-                let Some(frame) = frame else { return Ok(None) };
-                let frame = frame.map_err(|error| BodyError::Broken(error.to_string()))?;
-                let Ok(data) = frame.into_data() else { continue };
+/// After an answer a sender may go on for so long, and be silent for so long.
+const REST_WITHIN: Duration = Duration::from_secs(30);
+const REST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A request's body, which is on its way. What is left of it when it is dropped is read and thrown away:
+/// whoever sends all before he reads hears the answer, and no reset.
+pub(super) struct Coming {
+    /// None: it has come, or nothing more will.
+    body: Option<hyper::body::Incoming>,
+    /// What reads the rest; None: nobody has to.
+    tasks: Option<Tasks>,
+}
+
+impl Coming {
+    pub(super) fn new(parts: &Parts, body: hyper::body::Incoming, tasks: &Tasks) -> Self {
+        // Over HTTP/2 a sender is told to stop, and who waits to be told to go on has sent nothing yet.
+        let goes_on = !body.is_end_stream()
+            && parts.version <= Version::HTTP_11
+            && !parts.headers.contains_key(EXPECT);
+        Self { body: Some(body), tasks: goes_on.then(|| tasks.clone()) }
+    }
+
+    /// Its bytes, with their announced length.
+    pub(super) fn pieces(self) -> Incoming {
+        let len = self.body.as_ref().and_then(|body| body.size_hint().exact());
+        let state = (self, 0_u64, Instant::now(), 0_u64);
+        let chunks =
+            futures_util::stream::try_unfold(state, |(mut body, got, since, before)| async move {
+                let Some(data) = body.next().await? else { return Ok(None) };
                 let got = got + data.len() as u64;
                 let (mut since, mut before) = (since, before);
                 if since.elapsed() > PACE_OVER {
                     if got - before < PACE_BYTES {
-                        return Err(stalled(60_000));
+                        body.give_up();
+                        return Err(BodyError::Stalled { waited_ms: 60_000 });
                     }
-                    (since, before) = (tokio::time::Instant::now(), got);
+                    (since, before) = (Instant::now(), got);
                 }
-                return Ok(Some((data, (body, got, since, before))));
+                Ok(Some((data, (body, got, since, before))))
+            });
+        Incoming { len, chunks: Box::pin(chunks) }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        while let Some(body) = &mut self.body {
+            let frame = timeout(STALLED_AFTER, body.frame()).await;
+            if !matches!(frame, Ok(Some(Ok(_)))) {
+                self.give_up();
             }
-        });
-    Incoming { len, chunks: Box::pin(chunks) }
+            let frame = frame.map_err(|_| BodyError::Stalled { waited_ms: 30_000 })?;
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|error| BodyError::Broken(error.to_string()))?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    fn give_up(&mut self) {
+        self.body = None;
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        let (Some(body), Some(tasks)) = (self.body.take(), self.tasks.take()) else { return };
+        if !body.is_end_stream() {
+            tasks.spawn("rest of a body", throw_away(body, tasks.shutdown_signal()));
+        }
+    }
+}
+
+/// Reads to the end, or until the sender has had his time.
+async fn throw_away(mut body: hyper::body::Incoming, mut shutdown: Shutdown) {
+    let all = async { while let Ok(Some(Ok(_))) = timeout(REST_PAUSE, body.frame()).await {} };
+    tokio::select! {
+        // The time being over is the other way to end.
+        _ = timeout(REST_WITHIN, all) => {}
+        () = shutdown.wait() => {}
+    }
 }
 
 /// Whether a client has asked that the source be looked at.

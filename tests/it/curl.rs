@@ -109,6 +109,62 @@ fn tokens_say_who_may_read_and_who_may_write() {
     assert!(!home.log().contains("s3cret"), "no secret in the log");
 }
 
+/// A large body whose sender was turned away ended in a reset, and why was lost.
+#[test]
+fn whoever_is_turned_away_hears_why_however_much_he_sends() {
+    let home = Home::new();
+    let tokens = home.path().join("tokens.toml");
+    let secret = "s3cret-dev";
+    std::fs::write(
+        &tokens,
+        format!("[[token]]\nname = \"dev\"\nsecret = \"{secret}\"\naccess = \"read\"\n"),
+    )
+    .unwrap();
+    std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let daemon = home.daemon(&["--tokens", tokens.to_str().unwrap()]);
+    let reader = format!("Bearer {secret}");
+    let reader = [("authorization", reader.as_str())];
+    let body = vec![7; 16 << 20];
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        send_with(daemon.addr(), method, path, headers, &body).unwrap().status
+    };
+    assert_eq!(ask("PUT", "/kv/a", &reader), 403);
+    assert_eq!(ask("PUT", "/kv/a", &[]), 401);
+    assert_eq!(ask("PUT", "/kv/a", &[("host", "elsewhere.example")]), 421);
+    assert_eq!(ask("PUT", "/kv/a/../b", &reader), 400);
+    assert_eq!(ask("PATCH", "/kv/a", &reader), 405);
+
+    assert_eq!(daemon.terminate(), Some(0));
+    let open = home.daemon(&[]);
+    let large = vec![7; 33 << 20];
+    let told = send_with(open.addr(), "PUT", &ac(1), &[], &large).unwrap();
+    assert_eq!(told.status, 413);
+}
+
+/// What is left of a body is no question of its own.
+#[test]
+fn after_a_body_that_nobody_wanted_a_connection_goes_on() {
+    let home = Home::new();
+    let daemon = home.daemon(&[]);
+    let mut stream = TcpStream::connect(daemon.addr()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let body = vec![b'x'; 16 << 20];
+    let head = format!(
+        "PUT /kv/a/../b HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&body).unwrap();
+    stream
+        .write_all(b"GET /kv/a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let statuses: Vec<&str> =
+        answers.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).collect();
+    assert_eq!(statuses, ["400 Bad Request", "404 Not Found"], "{answers}");
+}
+
 /// A helper said whom it trusts, and read what its token does not let it.
 #[test]
 fn a_helper_reads_what_its_token_trusts_and_no_other() {
