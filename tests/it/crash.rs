@@ -5,19 +5,17 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use larder::units::{Clock, Random};
+use larder::units::Clock;
 
 use crate::failing::FailingDisk;
-use crate::harness::{Home, TestDaemon, ac, cas, kills, noise};
+use crate::harness::{Home, TestDaemon, ac, cas, chance, kills, noise};
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::http::send;
 use crate::support::wait_for;
 
 #[test]
 fn what_was_acknowledged_survives_kills_at_random_points() {
-    let seed = 20_261_122;
-    eprintln!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = chance(20_261_122);
     let home = Home::new();
     let mut acknowledged: Vec<(String, Vec<u8>)> = Vec::new();
     let mut new_in_last = 0;
@@ -81,9 +79,7 @@ fn what_was_acknowledged_survives_kills_at_random_points() {
 /// What a killed start leaves is what the next one finds. Each is killed within the time that one takes.
 #[test]
 fn kills_while_it_starts_lose_nothing() {
-    let seed = 20_261_126;
-    eprintln!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = chance(20_261_126);
     let home = Home::new();
     let mut acknowledged: Vec<(String, Vec<u8>)> = Vec::new();
     for round in 0..kills().div_ceil(10) {
@@ -151,9 +147,7 @@ fn an_upload_interrupted_by_a_kill_is_owed_or_done() {
 /// counted while nothing can arrive any more, and by a daemon that is killed in its turn.
 #[test]
 fn kills_amid_uploads_leave_each_owed_or_done() {
-    let seed = 20_261_128;
-    eprintln!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = chance(20_261_128);
     let (central, home) = (CacheServer::start(), Home::new());
     let upstream = ["--upstream", &central.url()];
     let moods = [

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use larder::entry::{Class, Digest, Key, Meta};
 use larder::store::{Config, Limit, Store};
-use larder::units::{ByteSize, Clock, Random, Timestamp};
+use larder::units::{ByteSize, Clock, Timestamp};
 
-use crate::harness::{Home, TestDaemon, cas, kills, noise};
+use crate::harness::{Home, TestDaemon, cas, chance, kills, noise};
 use crate::support::http::{send, send_with};
 use crate::support::wait_for;
 
@@ -146,9 +146,7 @@ fn a_store_that_is_filled_at_once_goes_on_taking_entries() {
 
 #[test]
 fn kills_while_room_is_made_cost_misses_and_nothing_false() {
-    let seed = 20_261_123;
-    eprintln!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = chance(20_261_123);
     let home = Home::new();
     let mut old: Vec<Vec<u8>> = Vec::new();
     let mut last: Vec<u64> = (0..KEYS).map(|_| 0).collect();

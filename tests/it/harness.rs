@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use larder::entry::Digest;
+use larder::units::Random;
 use serde_json::{Value, json};
 
 use crate::support::http::{self, Answer};
@@ -17,6 +18,14 @@ const KILLS: u64 = 6;
 #[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
 pub(crate) fn kills() -> u64 {
     std::env::var("LARDER_KILLS").map_or(KILLS, |text| text.parse().unwrap())
+}
+
+/// Chance, from the seed that is a test's own, or from `LARDER_SEED`; which one it is is printed.
+#[expect(clippy::disallowed_methods, reason = "how a test is told what to do")]
+pub(crate) fn chance(own: u64) -> Random {
+    let seed = std::env::var("LARDER_SEED").map_or(own, |text| text.parse().unwrap());
+    eprintln!("seed {seed}");
+    Random::new(seed)
 }
 
 /// A home directory with everything that larder keeps.
@@ -195,7 +204,7 @@ pub(crate) fn with_descriptors(command: &mut Command, limit: usize) {
 
 /// Bytes that do not compress and differ by seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut random = larder::units::Random::new(seed);
+    let mut random = Random::new(seed);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
         bytes.extend_from_slice(&random.next_u64().to_le_bytes());

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use larder::entry::Digest;
 use larder::entry::action::{Frame, GoEntry};
-use larder::units::{Clock, Random};
+use larder::units::Clock;
 use serde_json::Value;
 
 use super::cold::build_with_a_kill;
 use super::{Machine, assert_asked, is_kept, native, native_in, number, write_module};
 use crate::failing::{self, FailingDisk};
-use crate::harness::{LARDER, TestDaemon, kills};
+use crate::harness::{LARDER, TestDaemon, chance, kills};
 use crate::support::cache_server::{CacheServer, Fault};
 use crate::support::install;
 use crate::support::{PATIENCE, TinyDisk, wait_for};
@@ -142,9 +142,7 @@ fn a_daemon_killed_in_mid_build_costs_nothing_but_time() {
 #[test]
 fn builds_survive_kills_at_random_points() {
     let Some(go) = install::go(install::GO_1_27) else { return };
-    let seed = 20_261_128;
-    eprintln!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = chance(20_261_128);
     let dir = tempfile::tempdir().unwrap();
     write_module(dir.path(), false);
     let clock = Clock::system();
