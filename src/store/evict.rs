@@ -2,8 +2,8 @@
 //! in excess; every step is short.
 //!
 //! A file is first condemned in the index, then removed once a helper has had time to report that
-//! it uses it, or sooner where there can be none. A helper that meets a condemned row asks the daemon,
-//! which pardons it by a touch.
+//! it uses it; where there can be none, it is removed at once. A helper that meets a condemned row asks
+//! the daemon, which pardons it by a touch.
 //! What stays is decided in `needs`; `files` gives up the large entries, `segments` the small ones.
 
 use std::collections::HashMap;
@@ -80,9 +80,11 @@ impl Eviction {
         }
     }
 
-    /// Since when the builds that go on now have been using entries; None if none goes on.
-    pub fn set_live_since(&mut self, since: Option<Timestamp>) {
+    /// Since when the builds that go on now have been using entries; None if none goes on. To be told before
+    /// each step, and in between: a store has to be alone for a while.
+    pub fn set_live_since(&mut self, since: Option<Timestamp>, now: Timestamp) {
         self.live_since = since.map(seconds);
+        self.watch_for_builds(seconds(now));
     }
 
     fn watch_for_builds(&mut self, now: u32) {
@@ -187,7 +189,7 @@ impl Store {
             if by_segment { Some(self.coldest_segment(eviction, &needs, NEVER)) } else { None };
         for level in Level::ALL {
             let tries = if level == Level::Last { SAMPLES_AT_LAST } else { 1 };
-            if !by_segment && self.condemn_files(eviction, (&needs, level), tries, excess, done) {
+            if !by_segment && self.give_up_files(eviction, (&needs, level), tries, excess, done) {
                 return State::Well;
             }
             if files_alone {
@@ -201,7 +203,7 @@ impl Store {
             {
                 return State::Well;
             }
-            if by_segment && self.condemn_files(eviction, (&needs, level), tries, excess, done) {
+            if by_segment && self.give_up_files(eviction, (&needs, level), tries, excess, done) {
                 return State::Well;
             }
             // Milder ways are looked for in all segments first.

@@ -102,12 +102,6 @@ impl Space {
         more <= self.limit && free >= self.floor.saturating_add(more)
     }
 
-    /// Whether there is no room for what is wished for, or hardly any below the limit for what comes next.
-    pub fn is_short(&self, used: u64, wish: u64) -> bool {
-        used.saturating_add(self.limit / 40) > self.limit
-            || wish > 0 && !self.has_room(used, wish, 0)
-    }
-
     /// Bytes to give up so that new entries find room again: a twentieth of the limit is kept free,
     /// and the floor; and so that `wish` more bytes find room. Where files run out, a part of what
     /// is `in_files`.
@@ -153,20 +147,6 @@ mod tests {
         let space = space(1000, 0);
         assert_eq!(space.excess(950, 0, 0), 0);
         assert_eq!(space.excess(951, 0, 0), 51);
-    }
-
-    #[test]
-    fn room_is_short_near_the_limit_or_where_something_was_refused() {
-        let space = space(1000, 0);
-        assert!(!space.is_short(975, 0));
-        assert!(space.is_short(976, 0));
-        assert!(!space.is_short(900, 100));
-        assert!(space.is_short(900, 101));
-        // By what eviction itself leaves free beside the floor it is not.
-        let floor = space.free() * 2;
-        let under = Space { floor, ..space };
-        assert!(!under.is_short(900, 0));
-        assert!(under.is_short(900, 1));
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
             };
             let _ = cache.tasks().blocking("write touches", tidy).await;
         }
+        // Told of at each look: a store that no build uses gives up files at once.
+        eviction.set_live_since(cache.sessions().live_since(), cache.clock().now());
         let is_needed = cache.store().excess() > 0 || eviction.waiting() > 0;
         if is_needed {
             desk.set_state("making room");
@@ -77,7 +79,16 @@ pub(super) async fn run(cache: Cache, desk: Arc<Desk>) {
             () = shutdown.wait() => return,
             () = sleep(next_look(excess, eviction.waiting(), eviction.is_stuck())) => {}
             () = wanted, if !eviction.is_stuck() => {}
+            () = fewer_owed(&cache), if excess > 0 && eviction.is_stuck() => {}
         }
+    }
+}
+
+/// Returns when uploads have made some of what was owed free to go.
+async fn fewer_owed(cache: &Cache) {
+    let before = cache.store().owed_entries();
+    while cache.store().owed_entries() >= before {
+        sleep(STEP_EVERY).await;
     }
 }
 
@@ -108,7 +119,7 @@ fn make_room(cache: &Cache, eviction: &mut Eviction) {
     let store = cache.store();
     for _ in 0..STEPS_MAX {
         // Builds begin while room is made.
-        eviction.set_live_since(cache.sessions().live_since());
+        eviction.set_live_since(cache.sessions().live_since(), cache.clock().now());
         let done = store.evict_step(eviction);
         let is_idle = done.entries == 0 && done.bytes == 0 && done.condemned == 0;
         if is_idle && !eviction.is_looking() || store.excess() == 0 {

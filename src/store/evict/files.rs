@@ -1,7 +1,6 @@
-//! Files given up by sampling: condemned in the index, then removed, or pardoned if somebody used them.
+//! Files given up by sampling: condemned in the index, then removed, or pardoned if somebody used them; at
+//! once, where nobody can use them that this process does not hear of.
 //! Which of them may go is decided in `needs`.
-
-use std::sync::atomic::Ordering;
 
 use super::needs::{Level, Needs};
 use super::{Evicted, Eviction, GRACE_S};
@@ -13,7 +12,7 @@ use crate::store::{Store, seconds};
 const UNSEEN_S: u32 = 60;
 /// Files looked at to find one victim.
 const SAMPLE: usize = 24;
-/// Victims condemned in one step.
+/// Victims of one step.
 const VICTIMS: usize = 64;
 
 /// A file that is about to go.
@@ -24,8 +23,6 @@ pub(super) struct Condemned {
     seen: u32,
     /// Of the change that says so.
     sequence: u64,
-    /// Whether the index had that when the last step was done.
-    is_said: bool,
     pub(super) size: u64,
     /// What was in its place then.
     stamp: Option<Stamp>,
@@ -33,9 +30,7 @@ pub(super) struct Condemned {
 
 impl Store {
     /// Removes condemned files whose grace is over, if nobody used them since. Grace is for helpers, which
-    /// read the index themselves and tell later what they used. Where no build goes on, and the index has
-    /// nothing that a helper could find, this process knows of each use at once: files go as soon as room
-    /// is short.
+    /// read the index themselves and tell later what they used.
     pub(super) fn remove_condemned(&self, eviction: &mut Eviction) -> Evicted {
         let now = seconds(self.inner.clock.now());
         let mut done = Evicted::default();
@@ -43,21 +38,17 @@ impl Store {
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
         eviction.watch_for_builds(now);
-        let may_hurry = eviction.is_alone(now) && !self.may_have_go();
+        let knows_all = self.knows_all_uses(eviction, now);
         eviction.condemned.retain(|key, victim| {
-            let was_said = victim.is_said;
-            victim.is_said = was_said || self.inner.tail.has_committed(victim.sequence);
             // Helpers see what the index has, and hand out what that does not say is about to go. But an
             // index that cannot be written for want of room must not keep room from being made.
             if live_since.is_some()
-                && !victim.is_said
+                && !self.inner.tail.has_committed(victim.sequence)
                 && now.saturating_sub(victim.since) < UNSEEN_S
             {
                 victim.seen = now;
             }
-            // The index said it before builds were looked for: whoever has come since asks.
-            let is_urgent = may_hurry && was_said && self.is_short();
-            if now.saturating_sub(victim.seen) < GRACE_S && !is_urgent {
+            if now.saturating_sub(victim.seen) < GRACE_S && !knows_all {
                 return true;
             }
             if let Some(row) = self.remove_unused(key, victim, &needs) {
@@ -67,6 +58,12 @@ impl Store {
             false
         });
         done
+    }
+
+    /// Whether this process knows of each use at once: no build goes on, and the index has nothing that a
+    /// helper could find which this process does not hear of. Files need no grace then.
+    fn knows_all_uses(&self, eviction: &Eviction, now: u32) -> bool {
+        eviction.is_alone(now) && !self.may_have_go()
     }
 
     /// Removes a condemned file, or pardons it if somebody has used it since; what is gone.
@@ -108,15 +105,26 @@ impl Store {
         found || looked.is_err()
     }
 
-    /// Whether what is put next may find no room, or something has found none.
-    fn is_short(&self) -> bool {
-        let wish = self.inner.wish.load(Ordering::Relaxed);
-        self.inner.space.is_short(self.used_bytes(), wish)
+    /// Removes a file that was chosen, unless it is used, or put anew, in this moment.
+    fn remove_at_once(&self, key: &[u8], chosen: &Row) -> Option<()> {
+        let mut change = self.inner.tail.begin().ok()?;
+        // Held until it is gone: see `touch`.
+        let touches = self.touches();
+        let is_as_chosen = self.find_encoded(key) == Some(*chosen)
+            && touches.of(key).is_none()
+            && self.stamp_of(chosen).is_none_or(|stamp| stamp == chosen.stamp);
+        if !is_as_chosen {
+            return None;
+        }
+        let file = self.take_out(&mut change, key, chosen);
+        drop((touches, change));
+        self.discard(file);
+        Some(())
     }
 
-    /// Marks the least recently used of sampled files, as many as cover the excess; false if none
-    /// was found in `tries` samples.
-    pub(super) fn condemn_files(
+    /// Gives up the least recently used of sampled files, as many as cover the excess: at once, or by a mark,
+    /// for those who may be using them. False if none was found in `tries` samples.
+    pub(super) fn give_up_files(
         &self,
         eviction: &mut Eviction,
         (needs, level): (&Needs, Level),
@@ -125,6 +133,7 @@ impl Store {
         done: &mut Evicted,
     ) -> bool {
         let (mut freed, mut failed) = (0, 0);
+        let at_once = self.knows_all_uses(eviction, needs.now);
         for _ in 0..VICTIMS {
             if freed >= excess {
                 break;
@@ -136,21 +145,34 @@ impl Store {
                 }
                 continue;
             };
-            let Ok(mut change) = self.inner.tail.begin() else { break };
-            // Under the lock: a touch or a put in between takes it off the list.
-            if self.find_encoded(&key) != Some(row) {
-                continue;
+            if !at_once {
+                if self.condemn(eviction, key, &row, needs.now).is_some() {
+                    done.condemned += 1;
+                    freed += row.size;
+                }
+            } else if self.remove_at_once(&key, &row).is_some() {
+                done.entries += 1;
+                done.bytes += row.size;
+                freed += row.size;
             }
-            change.put(key.clone(), Row { condemned: needs.now.max(1), ..row });
-            let sequence = change.sequence();
-            drop(change);
-            freed += row.size;
-            done.condemned += 1;
-            let (since, size, stamp) = (needs.now, row.size, self.stamp_of(&row));
-            let victim = Condemned { since, seen: since, sequence, is_said: false, size, stamp };
-            eviction.condemned.insert(key, victim);
         }
         freed > 0
+    }
+
+    /// Marks a file that was chosen as one that is about to go.
+    fn condemn(&self, eviction: &mut Eviction, key: Vec<u8>, row: &Row, now: u32) -> Option<()> {
+        let mut change = self.inner.tail.begin().ok()?;
+        // Under the lock: a touch or a put in between takes it off the list.
+        if self.find_encoded(&key) != Some(*row) {
+            return None;
+        }
+        change.put(key.clone(), Row { condemned: now.max(1), ..*row });
+        let sequence = change.sequence();
+        drop(change);
+        let (size, stamp) = (row.size, self.stamp_of(row));
+        let victim = Condemned { since: now, seen: now, sequence, size, stamp };
+        eviction.condemned.insert(key, victim);
+        Some(())
     }
 
     /// The least recently used of some files that may go.

@@ -39,11 +39,11 @@ fn a_full_disk_tier_says_so_and_eviction_makes_room() {
     assert_eq!(stored, 8, "the ninth does not fit");
     store.sync(Duration::from_secs(10));
     let mut eviction = Eviction::new(1);
-    eviction.set_live_since(Some(bench.clock.now()));
+    eviction.set_live_since(Some(bench.clock.now()), bench.clock.now());
     assert_eq!(store.evict_step(&mut eviction).condemned, 0, "all of it is in use");
     assert!(eviction.is_stuck());
-    eviction.set_live_since(None);
     bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
+    eviction.set_live_since(None, bench.clock.now());
     store.load(&content(&body(3)), &store.find(&content(&body(3))).unwrap());
     assert!(store.evict_step(&mut eviction).condemned > 0);
     store.sync(Duration::from_secs(10));
@@ -66,7 +66,7 @@ fn a_segment_given_up_keeps_what_is_hot() {
         bench.put(&store, &opaque(&n.to_string()), &body(n), None);
     }
     let mut eviction = Eviction::new(1);
-    eviction.set_live_since(Some(bench.clock.now()));
+    eviction.set_live_since(Some(bench.clock.now()), bench.clock.now());
     assert_eq!(store.evict_step(&mut eviction).bytes, 0, "everything is hot");
     store.sync(Duration::from_secs(30));
     bench.clock.advance(Duration::from_secs(24 * 3600));
