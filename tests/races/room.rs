@@ -49,7 +49,7 @@ fn old_store(stage: &Stage) -> (Store, Eviction) {
     assert!(store.evict_step(&mut eviction).condemned > 0);
     stage.clock.advance(GRACE);
     // A build begins.
-    eviction.set_live_since(Some(stage.clock.now()));
+    eviction.set_live_since(Some(stage.clock.now()), stage.clock.now());
     (store, eviction)
 }
 
@@ -108,50 +108,59 @@ fn a_path_that_is_handed_out_stays() {
 /// Small entries, in segments: what was said to be there, or put, while a segment is given up.
 #[test]
 fn a_small_entry_that_was_said_to_be_there_stays() {
-    explore(|| {
-        let stage = Arc::new(Stage::with_disk(ByteSize(310_000)));
-        let store = stage.open();
-        let content = |n: u8| Key::content(Digest::of(&body(n, 60_000)));
-        (1..=5).for_each(|n| put(&store, &content(n), &body(n, 60_000), None));
-        assert!(store.sync(LONG));
-        stage.clock.advance(2 * DAY);
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let clients = [1, 2].map(|n| {
-            let (store, told) = (store.clone(), told.clone());
-            thread::spawn(move || {
-                let is_there = match below(3) {
-                    0 => store.find(&content(n)).is_some_and(|row| store.holds(&content(n), &row)),
-                    1 => {
-                        // Who has the bytes needs them here no more.
-                        let got = body_of(&store, &content(n));
-                        assert!(got.is_none_or(|got| got == body(n, 60_000)));
-                        false
-                    }
-                    // Half of the time its upload is owed anew, for which it is read again.
-                    _ => try_put(
-                        &store,
-                        &content(n),
-                        &body(n, 60_000),
-                        (below(2) == 0).then_some(REALM),
-                    ),
-                };
-                if is_there {
-                    told.lock().unwrap().push(n);
-                    assert!(store.get(&content(n)).is_some(), "content {n} is there");
+    explore(|| play_plain(60_000));
+}
+
+/// Large ones, in files, which go at once where no build goes on.
+#[test]
+fn a_large_entry_that_was_said_to_be_there_stays() {
+    explore(|| play_plain(70_000));
+}
+
+fn play_plain(len: usize) {
+    let stage = Arc::new(Stage::with_disk(ByteSize(5 * len as u64 + 10_000)));
+    let store = stage.open();
+    let content = move |n: u8| Key::content(Digest::of(&body(n, len)));
+    (1..=5).for_each(|n| put(&store, &content(n), &body(n, len), None));
+    assert!(store.sync(LONG));
+    let mut eviction = Eviction::new(below(1 << 40));
+    eviction.set_live_since(None, stage.clock.now());
+    stage.clock.advance(2 * DAY);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let clients = [1, 2].map(|n| {
+        let (store, told) = (store.clone(), told.clone());
+        thread::spawn(move || {
+            let is_there = match below(3) {
+                0 => store.find(&content(n)).is_some_and(|row| store.holds(&content(n), &row)),
+                1 => {
+                    // Who has the bytes needs them here no more.
+                    let got = body_of(&store, &content(n));
+                    assert!(got.is_none_or(|got| got == body(n, len)));
+                    false
                 }
-            })
-        });
-        let mut eviction = Eviction::new(1);
-        for _ in 0..3 {
-            store.evict_step(&mut eviction);
-        }
-        for client in clients {
-            client.join().unwrap();
-        }
-        store.evict_step(&mut eviction);
-        for n in told.lock().unwrap().iter() {
-            assert!(store.get(&content(*n)).is_some(), "content {n} is there");
-        }
-        store.close();
+                // Half of the time its upload is owed anew, for which it is read again.
+                _ => {
+                    let owed = (below(2) == 0).then_some(REALM);
+                    try_put(&store, &content(n), &body(n, len), owed)
+                }
+            };
+            if is_there {
+                told.lock().unwrap().push(n);
+                assert!(store.get(&content(n)).is_some(), "content {n} is there");
+            }
+        })
     });
+    let mut gone = 0;
+    for _ in 0..3 {
+        gone += store.evict_step(&mut eviction).entries;
+    }
+    for client in clients {
+        client.join().unwrap();
+    }
+    gone += store.evict_step(&mut eviction).entries;
+    assert!(gone > 0, "there was too much");
+    for n in told.lock().unwrap().iter() {
+        assert!(store.get(&content(*n)).is_some(), "content {n} is there");
+    }
+    store.close();
 }
