@@ -216,6 +216,10 @@ impl Store {
 
     fn needs(&self, eviction: &mut Eviction) -> Needs {
         let now = seconds(self.inner.clock.now());
+        if eviction.owed.is_less_than_seen(self) {
+            // Segments had to stay for what was owed.
+            eviction.judged.retain(|_, judged| judged.may_go());
+        }
         let owed = eviction.owed.look(self, now);
         let is_beyond = self.used_bytes() > self.limit_bytes();
         Needs { now, live_since: eviction.live_since, owed, is_beyond }

@@ -113,23 +113,32 @@ impl OwedBodies {
 #[derive(Debug, Default)]
 pub(super) struct Owed {
     at: u32,
+    /// How many uploads were owed then.
+    count: u64,
     seen: Option<OwedBodies>,
 }
 
 impl Owed {
     /// None if they are too many to tell, or cannot be read.
     pub(super) fn look(&mut self, store: &Store, now: u32) -> Option<OwedBodies> {
-        let is_old = now < self.at || now.saturating_sub(self.at) >= OWED_EVERY_S;
+        // Half of it was sent: what it kept may go.
+        let is_less = self.is_less_than_seen(store);
+        let is_old = is_less || now < self.at || now.saturating_sub(self.at) >= OWED_EVERY_S;
         // That nothing is owed is true only until something is.
         let was_none = self.seen.as_ref().is_none_or(|seen| seen.bodies.is_empty());
         if is_old || was_none {
-            self.at = now;
+            (self.at, self.count) = (now, store.owed_entries());
             let bodies = owed_bodies(store).map(Arc::new);
             // Where nothing is owed, nothing was put since either that is.
             let at = if bodies.as_ref().is_some_and(|b| b.is_empty()) { u32::MAX } else { now };
             self.seen = bodies.map(|bodies| OwedBodies { at, bodies });
         }
         self.seen.clone()
+    }
+
+    /// Whether much less is owed than when it was looked through.
+    pub(super) fn is_less_than_seen(&self, store: &Store) -> bool {
+        store.owed_entries().saturating_mul(2) < self.count
     }
 }
 

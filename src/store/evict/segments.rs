@@ -28,6 +28,12 @@ pub(super) struct Judged {
     level: Option<Level>,
 }
 
+impl Judged {
+    pub(super) const fn may_go(&self) -> bool {
+        self.level.is_some()
+    }
+}
+
 /// Where room may be found among the segments.
 pub(super) enum Coldest {
     /// At this level, by giving up this segment.

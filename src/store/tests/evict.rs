@@ -56,6 +56,39 @@ fn a_full_disk_tier_says_so_and_eviction_makes_room() {
     store.close();
 }
 
+/// What upstream had taken was for ten seconds, and its segments for longer, as needed as before, while what was
+/// put was refused.
+#[test]
+fn what_was_sent_goes_in_the_same_second() {
+    for len in [60_000, 500_000] {
+        let bench = Bench::new();
+        let store = bench.open_with(ByteSize::mib(4));
+        let count = (4 << 20) / (len + 1000);
+        for n in 0..count {
+            let body = vec![u8::try_from(n).unwrap(); len];
+            bench.put(&store, &content(&body), &body, Some(RealmId([7; 16])));
+        }
+        store.sync(Duration::from_secs(10));
+        let mut eviction = Eviction::new(1);
+        eviction.set_live_since(None, bench.clock.now());
+        bench.clock.advance(Duration::from_secs(60));
+        let step = |eviction: &mut Eviction| {
+            let mut done = store.evict_step(eviction);
+            while eviction.is_looking() {
+                done.entries += store.evict_step(eviction).entries;
+            }
+            done.entries
+        };
+        assert_eq!(step(&mut eviction), 0, "{len}: all is owed");
+        assert!(eviction.is_stuck(), "{len}");
+        for (number, _) in store.owed_from(0, count) {
+            assert!(store.settle(number));
+        }
+        assert!(step(&mut eviction) > 0, "{len}: nothing is owed");
+        store.close();
+    }
+}
+
 #[test]
 fn a_segment_given_up_keeps_what_is_hot() {
     let bench = Bench::new();
