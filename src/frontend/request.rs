@@ -1,4 +1,4 @@
-//! HTTP in: ranges, and bodies that must keep moving.
+//! HTTP in: ranges, and bodies that must keep moving, and may go on when nobody wants them.
 
 use std::ops::Range;
 use std::time::Duration;

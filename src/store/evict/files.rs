@@ -38,7 +38,6 @@ impl Store {
         let live_since = eviction.live_since;
         let needs = Needs { now, live_since, owed: None, is_beyond: false };
         eviction.watch_for_builds(now);
-        let knows_all = self.knows_all_uses(eviction, now);
         eviction.condemned.retain(|key, victim| {
             // Helpers see what the index has, and hand out what that does not say is about to go. But an
             // index that cannot be written for want of room must not keep room from being made.
@@ -48,7 +47,7 @@ impl Store {
             {
                 victim.seen = now;
             }
-            if now.saturating_sub(victim.seen) < GRACE_S && !knows_all {
+            if now.saturating_sub(victim.seen) < GRACE_S {
                 return true;
             }
             if let Some(row) = self.remove_unused(key, victim, &needs) {
@@ -105,21 +104,24 @@ impl Store {
         found || looked.is_err()
     }
 
-    /// Removes a file that was chosen, unless it is used, or put anew, in this moment.
+    /// Removes a file that was chosen, unless it is used in this moment, or another one lies in its place.
     fn remove_at_once(&self, key: &[u8], chosen: &Row) -> Option<()> {
         let mut change = self.inner.tail.begin().ok()?;
         // Held until it is gone: see `touch`.
         let touches = self.touches();
-        let is_as_chosen = self.find_encoded(key) == Some(*chosen)
-            && touches.of(key).is_none()
-            && self.stamp_of(chosen).is_none_or(|stamp| stamp == chosen.stamp);
-        if !is_as_chosen {
+        let is_unused = self.find_encoded(key) == Some(*chosen) && touches.of(key).is_none();
+        if !is_unused || !self.lies_as_recorded(chosen) {
             return None;
         }
         let file = self.take_out(&mut change, key, chosen);
         drop((touches, change));
         self.discard(file);
         Some(())
+    }
+
+    /// Whether no other file has taken its place. That the machine was started anew makes none another one.
+    fn lies_as_recorded(&self, row: &Row) -> bool {
+        self.stamp_of(row).is_none_or(|now| now == Stamp { boot: now.boot, ..row.stamp })
     }
 
     /// Gives up the least recently used of sampled files, as many as cover the excess: at once, or by a mark,
@@ -145,7 +147,8 @@ impl Store {
                 }
                 continue;
             };
-            if !at_once {
+            // A file that nobody has told of waits, and is not chosen for ever.
+            if !at_once || !self.lies_as_recorded(&row) {
                 if self.condemn(eviction, key, &row, needs.now).is_some() {
                     done.condemned += 1;
                     freed += row.size;

@@ -23,7 +23,7 @@ fn with_condemned_files(bench: &Bench) -> (Store, Vec<Vec<u8>>, Eviction, u64) {
 /// long as that went on.
 #[test]
 fn a_store_that_no_build_uses_gives_up_files_at_once() {
-    let cases = [("nobody", 1), ("a build", 0), ("not known", 0), ("go", 0)];
+    let cases = [("nobody", 1), ("another boot", 1), ("a build", 0), ("not known", 0), ("go", 0)];
     for (name, expected) in cases {
         let bench = Bench::new();
         let store = bench.open_with(ByteSize::mib(1));
@@ -42,6 +42,14 @@ fn a_store_that_no_build_uses_gives_up_files_at_once() {
             let meta = Meta::new(output.digest, output.size, bench.clock.now(), Class::Other);
             let action = Key::go(RealmId([7; 16]), Digest([1; 32]));
             store.record_go(&action, &meta, None).unwrap();
+        }
+        if name == "another boot" {
+            for n in 0..4 {
+                let key = content(&vec![n; 260_000]);
+                let row = store.find(&key).unwrap();
+                let stamp = Stamp { boot: row.stamp.boot + 1, ..row.stamp };
+                store.inner.tail.begin().unwrap().put(key.encode(), Row { stamp, ..row });
+            }
         }
         store.sync(Duration::from_secs(10));
         bench.clock.advance(Duration::from_secs(2 * 24 * 3600));
@@ -139,8 +147,11 @@ fn a_file_that_is_placed_anew_before_it_goes_at_once_stays() {
         let mut output = file::Finished::of(body.clone());
         output.place(store.layout(), store.boot()).unwrap();
     }
-    assert_eq!(store.evict_step(&mut eviction).entries, 0);
+    let done = store.evict_step(&mut eviction);
+    assert_eq!((done.entries, done.condemned), (0, 1));
     assert!(bodies.iter().all(|body| store.layout().file(&Digest::of(body)).exists()));
+    bench.clock.advance(Duration::from_secs(u64::from(GRACE_S) + 1));
+    assert_eq!(store.evict_step(&mut eviction).entries, 1, "nobody has told of it");
     store.close();
 }
 
