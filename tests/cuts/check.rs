@@ -31,7 +31,7 @@ impl Seen {
         match word {
             "acted" => self.acted = count(),
             "synced" => self.synced = count(),
-            "gone" | "full" => {}
+            "gone" | "full" | "at-once" => {}
             other => panic!("mark {other}"),
         }
     }

@@ -42,6 +42,7 @@ const SEED: u64 = 20_261_126;
 /// Set for the process that is watched: where it works.
 const STAGE: &str = "LARDER_CUTS_STAGE";
 const EVICTS: &str = "LARDER_CUTS_EVICTS";
+const HAS_BUILDS: &str = "LARDER_CUTS_HAS_BUILDS";
 /// Each so-many-th sync fails.
 const ILL: &str = "RECORD_SYNCS_FAIL";
 const PART: &str = "LARDER_CUTS_PART";
@@ -63,6 +64,7 @@ fn the_play() {
     let plan = Plan {
         seed: number("LARDER_SEED", SEED),
         evicts: variable(EVICTS).is_some(),
+        has_builds: variable(HAS_BUILDS).is_some(),
         is_ill: variable(ILL).is_some(),
     };
     let part = match variable(PART).as_deref() {
@@ -93,6 +95,9 @@ fn watch(stage: &Path, plan: &Plan) -> Vec<Event> {
     if plan.evicts {
         player.env(EVICTS, "1");
     }
+    if plan.has_builds {
+        player.env(HAS_BUILDS, "1");
+    }
     if plan.is_ill {
         player.env(ILL, "9");
     }
@@ -113,8 +118,8 @@ fn stage() -> tempfile::TempDir {
     made.unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
-/// Tries `cuts` of them, spread over all moments of the play.
-fn try_cuts(plan: &Plan, cuts: u64) {
+/// Tries `cuts` of them, spread over all moments of the play; what it said of itself.
+fn try_cuts(plan: &Plan, cuts: u64) -> Vec<String> {
     let stage = stage();
     let events = watch(stage.path(), plan);
     let play = Play::of(plan, &trace::marks(&events));
@@ -144,6 +149,7 @@ fn try_cuts(plan: &Plan, cuts: u64) {
     eprintln!(
         "{cuts} cuts in {moments} moments: {entries} entries looked at, {lost} of the last second lost"
     );
+    trace::marks(&events).into_iter().map(str::to_owned).collect()
 }
 
 /// Not a test: what is asked of a damaged store.
@@ -235,22 +241,40 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Cuts of each play.
+fn cuts() -> u64 {
+    number("LARDER_CUTS", CUTS).div_ceil(4)
+}
+
+fn plan(n: u64) -> Plan {
+    Plan { seed: number("LARDER_SEED", SEED) + n, ..Plan::default() }
+}
+
+/// Files that had gone without being marked first.
+fn at_once(marks: &[String]) -> u64 {
+    marks.iter().filter_map(|mark| mark.strip_prefix("at-once ")?.parse::<u64>().ok()).sum()
+}
+
 #[test]
 fn a_power_cut_loses_at_most_what_was_not_synced() {
-    let plan = Plan { seed: number("LARDER_SEED", SEED), ..Plan::default() };
-    try_cuts(&plan, number("LARDER_CUTS", CUTS).div_ceil(3));
+    try_cuts(&plan(0), cuts());
 }
 
 #[test]
 fn a_power_cut_while_room_is_made_brings_nothing_back_and_takes_nothing_that_stayed() {
-    let plan = Plan { seed: number("LARDER_SEED", SEED) + 1, evicts: true, is_ill: false };
-    try_cuts(&plan, number("LARDER_CUTS", CUTS).div_ceil(3));
+    let marks = try_cuts(&Plan { evicts: true, has_builds: true, ..plan(1) }, cuts());
+    assert_eq!(at_once(&marks), 0);
+}
+
+#[test]
+fn a_power_cut_while_files_go_at_once_brings_nothing_back_and_takes_nothing_that_stayed() {
+    let marks = try_cuts(&Plan { evicts: true, ..plan(3) }, cuts());
+    assert!(at_once(&marks) > 0, "no file has gone at once");
 }
 
 /// A commit once counted though its syncs had failed: what it stood on was never synced, and eviction took
 /// the older copies away.
 #[test]
 fn a_power_cut_after_failed_syncs_loses_at_most_what_was_not_synced() {
-    let plan = Plan { seed: number("LARDER_SEED", SEED) + 2, evicts: true, is_ill: true };
-    try_cuts(&plan, number("LARDER_CUTS", CUTS).div_ceil(3));
+    try_cuts(&Plan { evicts: true, is_ill: true, ..plan(2) }, cuts());
 }

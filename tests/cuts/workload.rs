@@ -29,6 +29,8 @@ const WAIT: Duration = Duration::from_secs(30);
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) evicts: bool,
+    /// Builds go on, so that files wait before they go.
+    pub(crate) has_builds: bool,
     /// Some syncs fail.
     pub(crate) is_ill: bool,
 }
@@ -182,6 +184,9 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
         std::process::exit(0);
     }
     let mut eviction = Eviction::new(plan.seed);
+    // Nobody else is there, from the first step on.
+    eviction.set_live_since(None, clock.now());
+    clock.advance(Duration::from_secs(20));
     let mut names: BTreeSet<Key> = (0..NAMES).map(opaque).collect();
     for (at, act) in acts(plan).into_iter().enumerate() {
         if (at < KILLED) != (part == Part::First) {
@@ -220,7 +225,16 @@ pub(crate) fn play(root: &Path, plan: &Plan, part: Part) {
             Act::Sync => assert!(store.sync(WAIT)),
             Act::MakeRoom => {
                 clock.advance(Duration::from_secs(20));
+                if plan.has_builds {
+                    // One has just ended.
+                    eviction.set_live_since(Some(clock.now()), clock.now());
+                    eviction.set_live_since(None, clock.now());
+                }
+                let files: Vec<&Key> =
+                    names.iter().filter(|name| is_unmarked(&store, name)).collect();
                 store.evict_step(&mut eviction);
+                let at_once = files.into_iter().filter(|name| is_gone(&store, name)).count();
+                say("at-once", &at_once.to_string());
                 for name in names.iter().filter(|name| is_gone(&store, name)) {
                     say("gone", &name.to_string());
                 }
@@ -245,6 +259,11 @@ fn is_gone(store: &Store, key: &Key) -> bool {
     store.find(key).is_none_or(|row| {
         row.place == Place::Elsewhere && store.find(&Key::content(row.digest)).is_none()
     })
+}
+
+/// A file of which nothing says that it is about to go.
+fn is_unmarked(store: &Store, key: &Key) -> bool {
+    store.find(key).is_some_and(|row| row.place == Place::File && row.condemned == 0)
 }
 
 /// Keeps a body as the act does.
