@@ -23,11 +23,13 @@ esac
 exec \"$@\"
 ";
 
-/// `larder run -- go build` in a process group of its own, as from a terminal.
+/// `larder run -- go build` in a process group of its own, as from a terminal: not as from a script's
+/// background, where SIGINT is ignored, and whoever is started there ignores it too.
 fn run(machine: &Machine<'_>, module: &Path) -> (Command, PathBuf) {
     let program = machine.home.path().join("program");
     let go = machine.command(module, &[]);
-    let mut larder = Command::new(LARDER);
+    let mut larder = Command::new("/usr/bin/env");
+    larder.args(["--default-signal=INT", LARDER]);
     larder.current_dir(module).env_clear().process_group(0);
     larder.stdin(Stdio::null()).stdout(Stdio::null());
     larder.stderr(fs::File::create(machine.home.path().join("run.log")).unwrap());
