@@ -19,29 +19,23 @@ const UPSTREAM: &str = "c4nary-of-the-upstream-in-the-environment";
 const IN_FILE: &str = "c4nary-of-the-upstream-in-a-file";
 const PASSWORD: &str = "user:c4nary-of-basic-authentication";
 
-fn private(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-}
-
 /// A configuration whose secrets are all in files, as they must be.
 fn write_settings(home: &Home, url: &str, used: &str) -> PathBuf {
-    let at = |name: &str| home.path().join(name);
     let token = format!("[[token]]\nname = \"ci\"\nsecret = \"{SERVED}\"\naccess = \"write\"\n");
-    private(&at("tokens.toml"), &token);
-    private(&at("upstream.token"), IN_FILE);
-    private(&at("upstream.user"), PASSWORD);
+    let tokens = home.private("tokens.toml", &token);
+    let token_file = home.private("upstream.token", IN_FILE);
+    let user_file = home.private("upstream.user", PASSWORD);
     let text = format!(
-        "tokens = {:?}\nlog = \"trace\"\n[[upstream]]\nname = \"central\"\nurl = {url:?}\n",
-        at("tokens.toml"),
+        "tokens = {tokens:?}\nlog = \"trace\"\n[[upstream]]\nname = \"central\"\nurl = {url:?}\n"
     );
     let text = match used {
-        "token_file" => format!("{text}token_file = {:?}\n", at("upstream.token")),
-        "user_file" => format!("{text}user_file = {:?}\n", at("upstream.user")),
+        "token_file" => format!("{text}token_file = {token_file:?}\n"),
+        "user_file" => format!("{text}user_file = {user_file:?}\n"),
         _ => text,
     };
-    std::fs::write(at("larder.toml"), text).unwrap();
-    at("larder.toml")
+    let settings = home.path().join("larder.toml");
+    std::fs::write(&settings, text).unwrap();
+    settings
 }
 
 fn printed(output: &Output) -> String {

@@ -74,16 +74,13 @@ fn foreign_hosts_and_web_pages_are_turned_away() {
 #[test]
 fn tokens_say_who_may_read_and_who_may_write() {
     let home = Home::new();
-    let tokens = home.path().join("tokens.toml");
-    std::fs::write(
-        &tokens,
+    let tokens = home.private(
+        "tokens.toml",
         "[[token]]\nname = \"ci\"\nsecret = \"s3cret-ci\"\nnamespace = \"main\"\naccess = \"write\"\n\
          [[token]]\nname = \"pr\"\nsecret = \"s3cret-pr\"\nnamespace = \"pr\"\ntrust = \"main\"\naccess = \"write\"\n\
          [[token]]\nname = \"dev\"\nsecret = \"s3cret-dev\"\nnamespace = \"main\"\naccess = \"read\"\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let daemon = home.daemon(&["--tokens", tokens.to_str().unwrap()]);
+    );
+    let daemon = home.daemon(&["--tokens", &tokens]);
     let ask = |token: &str, method: &str, path: &str| {
         let value = format!("Bearer {token}");
         let headers: &[(&str, &str)] =
@@ -113,15 +110,12 @@ fn tokens_say_who_may_read_and_who_may_write() {
 #[test]
 fn whoever_is_turned_away_hears_why_however_much_he_sends() {
     let home = Home::new();
-    let tokens = home.path().join("tokens.toml");
     let secret = "s3cret-dev";
-    std::fs::write(
-        &tokens,
-        format!("[[token]]\nname = \"dev\"\nsecret = \"{secret}\"\naccess = \"read\"\n"),
-    )
-    .unwrap();
-    std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let daemon = home.daemon(&["--tokens", tokens.to_str().unwrap()]);
+    let tokens = home.private(
+        "tokens.toml",
+        &format!("[[token]]\nname = \"dev\"\nsecret = \"{secret}\"\naccess = \"read\"\n"),
+    );
+    let daemon = home.daemon(&["--tokens", &tokens]);
     let reader = format!("Bearer {secret}");
     let reader = [("authorization", reader.as_str())];
     let body = vec![7; 16 << 20];
@@ -169,7 +163,6 @@ fn after_a_body_that_nobody_wanted_a_connection_goes_on() {
 #[test]
 fn a_helper_reads_what_its_token_trusts_and_no_other() {
     let home = Home::new();
-    let tokens = home.path().join("tokens.toml");
     let token = |name: &str, rest: &str| {
         format!(
             "[[token]]\nname = \"{name}\"\nsecret = \"s3cret-{name}\"\naccess = \"write\"\n{rest}"
@@ -177,9 +170,8 @@ fn a_helper_reads_what_its_token_trusts_and_no_other() {
     };
     let (apart, trusting) = ("namespace = \"pr\"\n", "namespace = \"pr\"\ntrust = \"main\"\n");
     let text = token("free", "") + &token("apart", apart) + &token("trusting", trusting);
-    std::fs::write(&tokens, text).unwrap();
-    std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let daemon = home.daemon(&["--tokens", tokens.to_str().unwrap()]);
+    let tokens = home.private("tokens.toml", &text);
+    let daemon = home.daemon(&["--tokens", &tokens]);
     let realms = |token: &str, trust: Option<&str>| {
         let hello = Hello {
             protocol: PROTOCOL,

@@ -1,6 +1,7 @@
 //! A daemon as its own process on free ports, in a home of its own, and what tests ask of it.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -48,6 +49,14 @@ impl Home {
 
     pub(crate) fn store(&self) -> PathBuf {
         self.dir.path().join("store")
+    }
+
+    /// A file that nobody else may read, as those with secrets must be; its path.
+    pub(crate) fn private(&self, name: &str, text: &str) -> String {
+        let path = self.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path.into_os_string().into_string().unwrap()
     }
 
     /// larder with this home and nothing else of the test's environment.

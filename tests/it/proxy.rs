@@ -1,6 +1,5 @@
 //! larder in front of a central cache: another larder, or any server that answers GET and PUT.
 
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use larder::manifest::trail::{Trail, TrailRow};
@@ -269,14 +268,11 @@ fn through_an_edge_manifests_are_new_and_lose_nothing() {
     let (central, home) = (CacheServer::start(), Home::new());
     let key = format!("/ac/{}", trail_key("app", "main"));
     central.insert(&key, &trail(&["a"]));
-    let tokens = home.path().join("tokens.toml");
-    std::fs::write(
-        &tokens,
+    let tokens = home.private(
+        "tokens.toml",
         "[[token]]\nname = \"ci\"\nsecret = \"s3cr3t-s3cr3t-s3cr3t\"\naccess = \"write\"\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let edge = home.daemon(&["--upstream", &central.url(), "--tokens", tokens.to_str().unwrap()]);
+    );
+    let edge = home.daemon(&["--upstream", &central.url(), "--tokens", &tokens]);
     let send = |method, path: &str, header, body: &[u8]| {
         let headers = [("Authorization", "Bearer s3cr3t-s3cr3t-s3cr3t"), header];
         send_with(edge.addr(), method, path, &headers, body).unwrap()

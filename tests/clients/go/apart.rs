@@ -103,10 +103,7 @@ fn a_container_without_a_shared_directory_builds_over_tcp_with_a_token() {
         return skipped::<()>("only root can become another user").unwrap_or_default();
     }
     let home = sidecar();
-    let tokens = home.path().join("tokens.toml");
-    fs::write(&tokens, "[[token]]\nname = \"ci\"\nsecret = \"s3cret\"\naccess = \"write\"\n")
-        .unwrap();
-    fs::set_permissions(&tokens, fs::Permissions::from_mode(0o600)).unwrap();
-    let daemon = home.daemon(&["--tokens", tokens.to_str().unwrap()]);
+    let text = "[[token]]\nname = \"ci\"\nsecret = \"s3cret\"\naccess = \"write\"\n";
+    let daemon = home.daemon(&["--tokens", &home.private("tokens.toml", text)]);
     assert_bytes_cross(&daemon, &daemon.url());
 }
