@@ -76,6 +76,8 @@ impl Aimd {
 const IN_A_ROW: u32 = 3;
 pub(super) const PAUSE_FIRST: Duration = Duration::from_secs(1);
 pub(super) const PAUSE_MOST: Duration = Duration::from_secs(60);
+/// Gets are tried as often: what is owed until an upstream that is back is asked fills the store.
+const REST_MOST: Duration = Duration::from_secs(30);
 /// An upstream that takes no writes is asked again after this long.
 const READ_ONLY_FOR: Duration = Duration::from_secs(3600);
 
@@ -143,7 +145,7 @@ impl Health {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             aimd: Aimd::default(),
-            backoff: Backoff::new(PAUSE_FIRST, PAUSE_MOST, seed),
+            backoff: Backoff::new(PAUSE_FIRST, REST_MOST, seed),
             until: None,
             in_a_row: 0,
             epoch: 0,
@@ -305,6 +307,18 @@ mod tests {
         assert_eq!(health.failure(&BackendError::Denied(403), health.epoch(), now), News::Trouble);
         assert_eq!(health.success(None), News::Well);
         assert_eq!(health.rests_until(now), None);
+    }
+
+    /// A minute's rest after an outage of a minute and a half once made a small store full of what was owed.
+    #[tokio::test(start_paused = true)]
+    async fn however_long_an_upstream_was_down_it_rests_for_half_a_minute_at_most() {
+        let (mut health, mut now) = (Health::new(1), Instant::now());
+        for _ in 0..100 {
+            health.failure(&BackendError::Connect("refused".into()), health.epoch(), now);
+            let until = health.rests_until(now).unwrap();
+            assert!(until - now <= Duration::from_secs(30), "{:?}", until - now);
+            now = until;
+        }
     }
 
     #[tokio::test(start_paused = true)]
