@@ -4,17 +4,17 @@
 //! committed yet is not seen here: the overlay in `tail` holds it.
 //!
 //! Tables: `entries` key → row; `owed` number → owed upload; `owed_keys` key in its realm → number;
-//! `realms` id → text; `segments` number → last touch; `meta` name → value.
+//! `realms` id → text; `segments` number → last touch; `meta` name → value. Values have checksums.
 
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use heed::types::Bytes;
-use heed::{Database, Env, EnvFlags, EnvOpenOptions, RwTxn, WithoutTls};
+use heed::{Env, EnvFlags, EnvOpenOptions, RwTxn, WithoutTls};
 
 use crate::entry::{Key, RealmId};
+use crate::store::index::table::Table;
 use crate::store::layout::Layout;
 use crate::store::record::{Cursor, Row};
 use crate::store::segment::Position;
@@ -23,6 +23,7 @@ use crate::tasks::sync::{AtomicBool, RwLock};
 
 mod reading;
 pub mod sound;
+mod table;
 
 pub use reading::Reading;
 
@@ -34,8 +35,6 @@ const MAP_SIZE: usize = 1 << 30;
 
 /// Helpers that read at the same time; a slot costs 64 bytes.
 const READERS_MAX: u32 = 2048;
-
-type Table = Database<Bytes, Bytes>;
 
 /// An upload that is owed to a realm's upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,7 +213,7 @@ impl Opened {
         // Slots of helpers that were killed would keep old pages from being used again.
         env.clear_stale_readers()?;
         let mut txn = env.write_txn()?;
-        let tables = Tables::of(|name| Ok(env.create_database(&mut txn, Some(name))?))?;
+        let tables = Tables::of(|name| Ok(Table(env.create_database(&mut txn, Some(name))?)))?;
         txn.commit()?;
         Ok(Self { env, tables })
     }
@@ -222,8 +221,9 @@ impl Opened {
     fn to_read(layout: &Layout) -> Result<Self, IndexError> {
         let env = open_env(&layout.index(), EnvFlags::READ_ONLY)?;
         let txn = env.read_txn()?;
-        let tables =
-            Tables::of(|name| env.open_database(&txn, Some(name))?.ok_or(IndexError::Missing))?;
+        let tables = Tables::of(|name| {
+            env.open_database(&txn, Some(name))?.map(Table).ok_or(IndexError::Missing)
+        })?;
         txn.commit()?;
         Ok(Self { env, tables })
     }

@@ -328,3 +328,40 @@ fn an_upload_that_is_replaced_is_owed_all_the_time() {
     watching.join().unwrap();
     store.close();
 }
+
+/// LMDB knows pages, and nothing of what stands in them: a bit of a row's size made an entry of exabytes, and
+/// of the store one that is full for ever.
+#[test]
+fn a_bit_that_flips_in_a_row_costs_nothing_but_to_build_the_index_again() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let (large, small) = (vec![8; LARGE], b"small".to_vec());
+    let puts = [(opaque("large"), &large), (opaque("small"), &small), (content(b"small"), &small)];
+    for (key, body) in &puts {
+        bench.put(&store, key, body, Some(RealmId([7; 16])));
+    }
+    let (used, path) = (store.used_bytes(), store.layout().index().join("data.mdb"));
+    store.close();
+    drop(store);
+    let right = std::fs::read(&path).unwrap();
+    for body in [&large, &small] {
+        // Digest and size, as they stand in rows.
+        let row = [&Digest::of(body).0[..], &(body.len() as u64).to_le_bytes()].concat();
+        let mut wrong = right.clone();
+        let found = (0..right.len() - row.len()).filter(|at| right[*at..].starts_with(&row));
+        let found: Vec<usize> = found.collect();
+        assert!(!found.is_empty());
+        for at in found {
+            wrong[at + row.len() - 1] ^= 1 << 3;
+        }
+        std::fs::write(&path, &wrong).unwrap();
+        let store = bench.open();
+        assert!(store.used_bytes() <= used, "{} of {used}", store.used_bytes());
+        for (key, body) in &puts {
+            assert_eq!(body_of(&store, key).as_ref(), Some(*body), "{key}");
+        }
+        assert_eq!(store.owed_entries(), 3);
+        assert_eq!(store.verify(false, |_| {}).bad, []);
+        store.close();
+    }
+}

@@ -4,9 +4,12 @@
 //! a boot, a copy or a change by somebody else it may be anything. A note beside the index says which:
 //!
 //! ```text
-//! open BOOT INODE ENDS                 a daemon has it; ENDS: that died with it since it was sound
-//! closed BOOT INODE MTIME SIZE         as the last daemon left it
+//! 2 open BOOT INODE ENDS               a daemon has it; ENDS: that died with it since it was sound
+//! 2 closed BOOT INODE MTIME SIZE       as the last daemon left it
 //! ```
+//!
+//! The number is the index's version: one of another version is read through, found to be none of ours, and
+//! built again.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +18,9 @@ use crate::store::layout::{self, Layout};
 
 /// A daemon that has died twice in a row may have died of the index.
 const ENDS_MAX: u64 = 1;
+
+/// Since 2, values have checksums.
+const VERSION: &str = "2";
 
 /// How the index stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +34,7 @@ fn read(layout: &Layout) -> Option<Note> {
     let text = std::fs::read_to_string(layout.trust()).ok()?;
     let index = std::fs::metadata(layout.index().join("data.mdb")).ok()?;
     let mut words = text.split_whitespace();
-    let state = words.next()?;
+    let state = words.next().filter(|version| *version == VERSION).and_then(|_| words.next())?;
     let numbers = words.map(str::parse).collect::<Result<Vec<u64>, _>>().ok()?;
     match (state, &numbers[..]) {
         ("open", [boot, inode, ends]) if (*boot, *inode) == (layout::boot(), index.ino()) => {
@@ -59,7 +65,7 @@ pub(super) fn is_known(layout: &Layout) -> Option<u64> {
 
 pub(super) fn note_open(layout: &Layout, ends: u64) -> io::Result<()> {
     let index = std::fs::metadata(layout.index().join("data.mdb"))?;
-    write(layout, &format!("open {} {} {ends}\n", layout::boot(), index.ino()))
+    write(layout, &format!("{VERSION} open {} {} {ends}\n", layout::boot(), index.ino()))
 }
 
 /// Nobody vouches for it any more.
@@ -71,7 +77,7 @@ pub(super) fn note_nothing(layout: &Layout) {
 pub(super) fn note_closed(layout: &Layout) -> io::Result<()> {
     let index = std::fs::metadata(layout.index().join("data.mdb"))?;
     let words = state_of(&index).map(|number| number.to_string());
-    write(layout, &format!("closed {}\n", words.join(" ")))
+    write(layout, &format!("{VERSION} closed {}\n", words.join(" ")))
 }
 
 /// Whoever reads sees the old or the new; a power cut makes both void.

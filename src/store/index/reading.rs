@@ -1,7 +1,5 @@
 //! One consistent look at the index.
 
-use std::ops::Bound;
-
 use heed::{RoTxn, WithoutTls};
 
 use crate::entry::{Key, Kind, RealmId};
@@ -35,12 +33,7 @@ impl Reading {
     pub fn owed(&self, number: u64, most: usize) -> Result<Vec<(u64, Owed)>, IndexError> {
         let from = number.to_be_bytes();
         let mut out = Vec::new();
-        for item in self
-            .tables
-            .owed
-            .range(&self.txn, &(Bound::Included(&from[..]), Bound::Unbounded))?
-            .take(most)
-        {
+        for item in self.tables.owed.range(&self.txn, &from)?.take(most) {
             let (number, owed) = item?;
             if let (Ok(number), Some(owed)) = (number.try_into(), Owed::decode(owed)) {
                 out.push((u64::from_be_bytes(number), owed));
@@ -62,7 +55,7 @@ impl Reading {
 
     pub fn realms(&self) -> Result<Vec<(RealmId, String)>, IndexError> {
         let mut out = Vec::new();
-        for item in self.tables.realms.iter(&self.txn)? {
+        for item in self.tables.realms.range(&self.txn, &[])? {
             let (id, text) = item?;
             if let (Ok(id), Ok(text)) = (id.try_into(), std::str::from_utf8(text)) {
                 out.push((RealmId(id), text.to_owned()));
@@ -74,7 +67,7 @@ impl Reading {
     /// When each segment was last used, as far as it was noted.
     pub fn segments(&self) -> Result<Vec<(u32, u32)>, IndexError> {
         let mut out = Vec::new();
-        for item in self.tables.segments.iter(&self.txn)? {
+        for item in self.tables.segments.range(&self.txn, &[])? {
             let (segment, at) = item?;
             if let (Ok(segment), Ok(at)) = (segment.try_into(), at.try_into()) {
                 out.push((u32::from_be_bytes(segment), u32::from_le_bytes(at)));
@@ -89,9 +82,7 @@ impl Reading {
         from: &[u8],
         mut visit: impl FnMut(&[u8], Row) -> std::ops::ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        for item in
-            self.tables.entries.range(&self.txn, &(Bound::Included(from), Bound::Unbounded))?
-        {
+        for item in self.tables.entries.range(&self.txn, from)? {
             let (key, row) = item?;
             if let Some(row) = Row::decode(row)
                 && visit(key, row).is_break()

@@ -1,5 +1,5 @@
 //! Whether a file is an index that LMDB can follow: each page where the file says, used once, keys in
-//! order. LMDB trusts its file, and maps it: a page number that leads astray ends the process that
+//! order; and whether each value is what was put there. LMDB trusts its file, and maps it: a page number that leads astray ends the process that
 //! reads, be it the daemon or go's helper. Read here with plain reads, nothing mapped.
 //!
 //! ```text
@@ -18,6 +18,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use super::table;
 
 const MAGIC: u32 = 0xbeef_c0de;
 const VERSION: u32 = 1;
@@ -290,6 +292,9 @@ impl Sound {
                     self.tree(&Tree::of(data), Kind::Entries)?;
                 }
                 (Kind::Free, 0 | BIG) => self.free_pages(page, data)?,
+                (Kind::Entries, 0 | BIG) if !table::is_whole(key, data) => {
+                    return Err(wrong("an entry that nobody has written so"));
+                }
                 (Kind::Entries, 0 | BIG) => {}
                 _ => return Err(wrong("an entry of another kind")),
             }
