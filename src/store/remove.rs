@@ -68,7 +68,7 @@ impl Store {
         Some(layout::stamp(&file, self.inner.boot))
     }
 
-    /// Takes an entry out that stands there: file, mark and row. Returned is where its file is until it
+    /// Takes an entry out that stands there: mark, file and row. Returned is where its file is until it
     /// is discarded, once no lock is held.
     pub(super) fn take_out(
         &self,
@@ -76,13 +76,15 @@ impl Store {
         key: &[u8],
         row: &Row,
     ) -> Option<PathBuf> {
-        let file = (row.place == Place::File).then(|| self.put_aside(row)).flatten();
         let mark = Append { tag: Tag::Removal, key, meta: &[], body: &[] };
         // Without the mark the entry could come back if the index had to be built again; it must go
         // from the index all the same.
         if let Err(error) = change.append(&mark) {
             self.fault("write a removal", &error);
         }
+        // After the mark: of a process that ends in between, the next one sweeps up a file that nothing
+        // names, and finds no entry whose file is gone.
+        let file = (row.place == Place::File).then(|| self.put_aside(row)).flatten();
         change.remove(key.to_vec(), Some(row.at));
         file
     }

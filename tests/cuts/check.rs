@@ -47,10 +47,7 @@ impl Seen {
 
 /// Opens the store of a cut and looks at all of it; with `goes_on`, it must also work as a new one.
 pub(crate) fn check(image: &Path, play: &Play, seen: &Seen, goes_on: bool, what: &str) {
-    let open = || {
-        let opened = Store::open(&(play.config)(image), clock(), Arc::default());
-        opened.unwrap_or_else(|error| panic!("{what}: {error}"))
-    };
+    let open = || open(image, play, what);
     let mut store = open();
     // From what was synced last to the act that was under way.
     let last = (seen.acted + 1).min(play.states.len() - 1);
@@ -58,7 +55,7 @@ pub(crate) fn check(image: &Path, play: &Play, seen: &Seen, goes_on: bool, what:
     for name in &play.names {
         check_entry(&store, play, seen, window, name, what);
     }
-    check_owed(&store, window, what);
+    check_owed(&store, window, window, what);
     check_damage(&store, play, window, what);
     if goes_on {
         let key = Key::opaque(REALM, "after").unwrap();
@@ -74,6 +71,39 @@ pub(crate) fn check(image: &Path, play: &Play, seen: &Seen, goes_on: bool, what:
             assert_eq!(bytes(&store, &key).as_deref(), Some(&b"after the cut"[..]), "{what}");
         }
     }
+    store.close();
+}
+
+fn open(image: &Path, play: &Play, what: &str) -> Store {
+    let open = || Store::open(&(play.config)(image), clock(), Arc::default());
+    for _ in 0..1000 {
+        match open() {
+            Ok(store) => return store,
+            // A child that another test is just starting may hold the lock for a moment.
+            Err(error) if error.to_string().contains("in use") => {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+    panic!("{what}: its lock is held")
+}
+
+/// The same of a store whose process was killed: what was acknowledged is there, and nothing is damaged.
+pub(crate) fn check_killed(image: &Path, play: &Play, seen: &Seen, what: &str) {
+    let store = open(image, play, what);
+    let bad = store.verify(false, |_| {}).bad;
+    assert!(bad.is_empty(), "{what}, killed: {bad:?}");
+    let last = (seen.acted + 1).min(play.states.len() - 1);
+    let window = &play.states[seen.acted..=last];
+    for name in &play.names {
+        let found = bytes(&store, name);
+        let mut allowed = window.iter().map(|state| state.entries.get(name));
+        let is_right = allowed.any(|at| at.map(|at| &play.bodies[at]) == found.as_ref());
+        assert!(is_right, "{what}, killed: {name} is {:?}", found.map(|found| found.len()));
+    }
+    // That it was settled may have been known to the process alone: it is sent again.
+    check_owed(&store, window, &play.states[seen.synced..=last], what);
     store.close();
 }
 
@@ -111,11 +141,12 @@ fn check_damage(store: &Store, play: &Play, window: &[State], what: &str) {
     assert!(left.is_empty(), "{what}: {left:?}");
 }
 
-fn check_owed(store: &Store, window: &[State], what: &str) {
+/// Owed is what was so in all of a window, and nothing that was not so in some state of another one.
+fn check_owed(store: &Store, window: &[State], may: &[State], what: &str) {
     let owed: BTreeSet<Key> =
         store.owed_from(0, 100_000).into_iter().map(|(_, owed)| owed.key).collect();
     let of = |state: &State| state.owed.iter().cloned().collect::<BTreeSet<Key>>();
-    let ever: BTreeSet<Key> = window.iter().flat_map(of).collect();
+    let ever: BTreeSet<Key> = may.iter().flat_map(of).collect();
     for key in &ever {
         let always = window.iter().all(|state| state.owed.contains(key));
         assert!(!always || owed.contains(key), "{what}: the upload of {key} is forgotten");

@@ -1,4 +1,4 @@
-//! A disk as a power cut may leave it: of each file what was synced, and of what came after any part.
+//! A disk as a kill leaves it, or as a power cut may: of each file what was synced, and of what came after any part.
 //!
 //! Taken for granted, as journaling file systems give it: a synced file has a name, the last that it
 //! was given; sectors of 512 bytes are written whole or not at all; directories stay. After a failed sync
@@ -54,6 +54,8 @@ struct File {
     pending: Vec<Change>,
     /// No sync covers these any more.
     failed: Vec<Change>,
+    /// As a process sees it.
+    live: Vec<u8>,
 }
 
 /// A change of names that no sync has covered.
@@ -176,6 +178,7 @@ impl Disk {
 
     fn change(&mut self, id: usize, change: Change, is_synced: bool) {
         let file = &mut self.files[id];
+        change.apply(&mut file.live);
         if is_synced {
             // Alone: what was written before and not synced may still be lost.
             change.apply(&mut file.synced);
@@ -218,6 +221,13 @@ impl Disk {
         self.namings = later;
     }
 
+    /// Writes a disk into `dir` as the end of the process now leaves it.
+    pub(crate) fn write_as_killed(&self, dir: &Path) {
+        for (path, id) in &self.live {
+            write(dir, path, &self.files[*id].live);
+        }
+    }
+
     /// Writes a disk into `dir` as a power cut now may leave it.
     pub(crate) fn write_as_cut(&self, random: &mut Random, dir: &Path) {
         let mut names = self.synced.clone();
@@ -225,10 +235,6 @@ impl Disk {
             naming.apply(&mut names);
         }
         for (path, id) in &names {
-            // Whoever opens the index first makes its lock anew.
-            if path.ends_with("lock.mdb") {
-                continue;
-            }
             let file = &self.files[*id];
             let mut bytes = file.synced.clone();
             let is_torn = random.next_u64().is_multiple_of(3);
@@ -240,12 +246,20 @@ impl Disk {
                     change.apply(&mut bytes);
                 }
             }
-            let path = dir.join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
+            write(dir, path, &bytes);
         }
         std::fs::create_dir_all(dir.join("store")).unwrap();
     }
+}
+
+fn write(dir: &Path, path: &str, bytes: &[u8]) {
+    // Whoever opens the index first makes its lock anew.
+    if path.ends_with("lock.mdb") {
+        return;
+    }
+    let path = dir.join(path);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
 }
 
 /// None, all, the first few, or any of the changes, in their order.

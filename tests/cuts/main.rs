@@ -1,7 +1,8 @@
 //! Power cuts, simulated. A process that uses a store is watched while it writes; from what it had
 //! written and synced, the disk is made as a power cut at any moment could have left it: what was not
 //! synced is there, gone, in another order or torn. Each such store must open, hold what was synced,
-//! and give back nothing that was never put. Beside that: damaged files, and calls that fail.
+//! and give back nothing that was never put. Some are looked at as the process's end in that moment
+//! leaves them: those must hold all that was acknowledged. Beside that: damaged files, and calls that fail.
 //!
 //! `LARDER_CUTS` says how many cuts are tried; `LARDER_SEED` repeats a run.
 
@@ -141,6 +142,11 @@ fn try_cuts(plan: &Plan, cuts: u64) -> Vec<String> {
             let what = format!("seed {}, cut before event {at}: {event:?}", plan.seed);
             check::check(&image, &play, &seen, random.next_u64().is_multiple_of(10), &what);
             std::fs::remove_dir_all(&image).unwrap();
+            if random.next_u64().is_multiple_of(3) {
+                disk.write_as_killed(&image);
+                check::check_killed(&image, &play, &seen, &what);
+                std::fs::remove_dir_all(&image).unwrap();
+            }
         }
         disk.apply(event);
         at += u64::from(event.is_of_store());
