@@ -161,8 +161,17 @@ impl TestDaemon {
 
     /// Waits until nothing is owed.
     pub(crate) fn flush(&self) {
-        let left = self.control(&json!({"op": "flush", "timeout_ms": 30_000}));
-        assert_eq!(left["left_entries"], 0, "{left}");
+        let mut before = u64::MAX;
+        loop {
+            let answer = self.control(&json!({"op": "flush", "timeout_ms": 30_000}));
+            let left = answer["left_entries"].as_u64().unwrap();
+            if left == 0 {
+                return;
+            }
+            // There may be many, and the machine slow.
+            assert!(left < before, "{answer}");
+            before = left;
+        }
     }
 
     /// SIGKILL, and waits for the end.

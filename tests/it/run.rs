@@ -13,9 +13,14 @@ use crate::support::wait_for;
 const SAYS_WHAT_IT_HEARS: &str = "for s in TERM HUP INT; do trap \"echo $s >> heard; exit 9\" $s; done; \
      echo > ready; while :; do sleep 0.02; done";
 
-/// `larder run` in a process group of its own, as from a terminal; returns when `script` is ready.
+/// `larder run` in a process group of its own, as from a terminal: with no signal ignored, as what nohup or
+/// a script's background starts has them. Returns when `script` is ready.
 fn run(home: &Home, script: &str, prepare: impl FnOnce(&mut Command)) -> Child {
-    let mut command = home.larder(&["run", "--", "sh", "-c", script]);
+    let larder = home.larder(&["run", "--", "sh", "-c", script]);
+    let mut command = Command::new("/usr/bin/env");
+    command.arg("--default-signal=HUP,INT,TERM").arg(larder.get_program()).args(larder.get_args());
+    command.env_clear().current_dir(home.path());
+    command.envs(larder.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.env("LARDER_LISTEN", "127.0.0.1:0").env("LARDER_ADMIN", "off").process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     prepare(&mut command);
