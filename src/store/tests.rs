@@ -285,6 +285,23 @@ fn verify_names_each_bad_entry_and_purge_removes_what_matches() {
     store.close();
 }
 
+/// What is given up while a daemon verifies was named as damage: its row had been read before.
+#[test]
+fn verify_does_not_name_what_was_removed_meanwhile() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let bodies: Vec<_> = (0..3).map(|n| vec![n; LARGE]).collect();
+    for body in &bodies {
+        bench.put(&store, &content(body), body, None);
+    }
+    let report = store.verify(false, |_| {
+        let removed = bodies.iter().filter(|body| store.remove(&content(body))).count();
+        assert!(removed == 0 || store.sync(Duration::from_secs(30)));
+    });
+    assert_eq!(report.bad, []);
+    store.close();
+}
+
 /// A helper goes on writing while one daemon ends and the next starts: its temporary file was
 /// cleared away under its feet, and its output never became known.
 #[test]

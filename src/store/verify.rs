@@ -79,7 +79,12 @@ impl Store {
                 Ok(Some(_)) => None,
             },
             Place::File => match file::hash(&self.inner.layout.file(&row.digest)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Some("its file is gone"),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // It may have been given up since its row was read. Whoever does that holds the lock.
+                    let _change = self.inner.tail.begin();
+                    let is_there = self.find(key).is_some_and(|now| now.at == row.at);
+                    is_there.then_some("its file is gone")
+                }
                 Err(error) if file::may_pass(&error) => Some(UNREADABLE),
                 // A sector that is bad stays bad.
                 Err(_) => {
