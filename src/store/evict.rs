@@ -7,12 +7,14 @@
 //! What stays is decided in `needs`; `files` gives up the large entries, `segments` the small ones.
 
 use std::collections::HashMap;
+use std::fs::Metadata;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::entry::Key;
+use crate::entry::{Digest, Key};
 use crate::store::record::{EntryMeta, Row};
-use crate::store::{Store, seconds};
+use crate::store::{Store, layout, seconds};
 use crate::units::{Random, Timestamp};
 
 mod files;
@@ -251,15 +253,38 @@ impl Store {
             if age < u64::from(GO_DAY_S) {
                 continue;
             }
-            let faults = self.index_faults();
-            let known = crate::entry::Digest::from_hex(&name)
-                .is_some_and(|digest| self.find(&Key::content(digest)).is_some());
-            if !known && self.index_faults() == faults {
-                std::fs::remove_file(entry.path())?;
-                removed += 1;
-            }
+            let is_removed = match Digest::from_hex(&name) {
+                Some(digest) => self.remove_orphan(&digest, &entry.path(), &meta)?,
+                None => std::fs::remove_file(entry.path()).map(|()| true)?,
+            };
+            removed += u64::from(is_removed);
         }
         Ok(removed)
+    }
+
+    /// Removes a file that no row names, if it is still the one that was looked at.
+    fn remove_orphan(&self, digest: &Digest, path: &Path, seen: &Metadata) -> io::Result<bool> {
+        let (content, boot) = (Key::content(*digest), self.inner.boot);
+        let is_unknown = || {
+            let faults = self.index_faults();
+            self.find(&content).is_none() && self.index_faults() == faults
+        };
+        let aside = self.inner.layout.tmp().join(format!("out-{digest}"));
+        {
+            if !is_unknown() {
+                return Ok(false);
+            }
+            // A put has its file in place before it tells of it: once it has told, or placed another one, it
+            // stays; and if it tells later, it finds under this lock that its file has gone.
+            let Ok(_change) = self.inner.tail.begin() else { return Ok(false) };
+            let now = std::fs::symlink_metadata(path)?;
+            if layout::stamp(&now, boot) != layout::stamp(seen, boot) || !is_unknown() {
+                return Ok(false);
+            }
+            std::fs::rename(path, &aside)?;
+        }
+        std::fs::remove_file(aside)?;
+        Ok(true)
     }
 
     /// Lets go of what helpers hold of the index that were killed as they read: its pages would never be
