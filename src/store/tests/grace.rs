@@ -70,6 +70,9 @@ fn a_store_that_no_build_uses_gives_up_files_at_once() {
 fn a_file_that_is_handed_out_as_it_is_to_go_stays() {
     let bench = Bench::new();
     let (store, bodies, mut eviction, _) = with_condemned_files(&bench);
+    // A build has just ended: what is pardoned is not chosen again, and gone at once.
+    eviction.set_live_since(Some(bench.clock.now()), bench.clock.now());
+    eviction.set_live_since(None, bench.clock.now());
     // The evictor waits its turn, as it does behind a put.
     let change = store.inner.tail.begin().unwrap();
     let evicting = {
