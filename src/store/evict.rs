@@ -269,11 +269,11 @@ impl Store {
             let faults = self.index_faults();
             self.find(&content).is_none() && self.index_faults() == faults
         };
+        if !is_unknown() {
+            return Ok(false);
+        }
         let aside = self.inner.layout.tmp().join(format!("out-{digest}"));
         {
-            if !is_unknown() {
-                return Ok(false);
-            }
             // A put has its file in place before it tells of it: once it has told, or placed another one, it
             // stays; and if it tells later, it finds under this lock that its file has gone.
             let Ok(_change) = self.inner.tail.begin() else { return Ok(false) };

@@ -1,6 +1,7 @@
 //! Whether a file is an index that LMDB can follow: each page where the file says, used once, keys in
-//! order; and whether each value is what was put there. LMDB trusts its file, and maps it: a page number that leads astray ends the process that
-//! reads, be it the daemon or go's helper. Read here with plain reads, nothing mapped.
+//! order; and whether each value is what was put there. LMDB trusts its file, and maps it: a page number
+//! that leads astray ends the process that reads, be it the daemon or go's helper. Read here with plain
+//! reads, nothing mapped.
 //!
 //! ```text
 //! page    u64 number | u16 pad | u16 flags | u16 lower, u16 upper (overflow: u32 pages) | u16 per node
